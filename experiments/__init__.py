@@ -1,0 +1,1 @@
+"""Entry points, thin: train, evaluate, prepare_data, quickstart, benchmark."""

@@ -1,0 +1,1 @@
+"""Retrieval, zero-shot classification, question answering and the report."""

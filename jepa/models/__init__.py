@@ -1,0 +1,1 @@
+"""Networks built from `jepa.nn`: vision transformer, text towers, predictors."""

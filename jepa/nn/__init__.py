@@ -1,0 +1,1 @@
+"""Layers: attention, rotary embeddings, MLPs, norms, stacks, pooling. They know nothing of JEPA."""

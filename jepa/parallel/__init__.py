@@ -1,0 +1,1 @@
+"""Meshes, partition tables and attention by platform. Used by every room, imports none."""

@@ -1,0 +1,1 @@
+"""Train state, optimizer, step, loop, checkpoints, metrics and configuration checks."""
