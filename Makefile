@@ -1,0 +1,49 @@
+# make demo  - install, write the videos, train VL-JEPA, evaluate, leave a report
+# make test  - install what the tests need and run them
+PYTHON ?= python3
+VENV ?= .venv
+DEVICES ?= 2
+RUNS ?= runs
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-long test test-slow lint types clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt requirements-text.txt setup.py | $(BIN)/python
+	$(BIN)/pip install --disable-pip-version-check -q -r requirements.txt
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements-text.txt
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps -e .
+	@touch $@
+
+$(VENV)/.test-installed: requirements-test.txt $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check -q -r requirements-test.txt
+	@touch $@
+
+demo: $(VENV)/.installed  ## Train VL-JEPA on the synthetic world and write report.html (DEVICES=2)
+	$(BIN)/python -m experiments.quickstart --devices=$(DEVICES) --workdir=$(RUNS)/quickstart
+
+demo-long: $(VENV)/.installed  ## The same for at most an hour
+	$(BIN)/python -m experiments.quickstart --devices=$(DEVICES) --workdir=$(RUNS)/quickstart_long \
+	  --config=configs/vl_jepa/quickstart_long.py
+
+test: $(VENV)/.test-installed  ## Run the tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.test-installed  ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.test-installed  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test-installed  ## Check types
+	$(BIN)/mypy
+
+clean:  ## Remove the environment and caches, keep runs and data
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

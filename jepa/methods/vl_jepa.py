@@ -1,0 +1,306 @@
+"""VL-JEPA: predict the embedding of the answer, not its tokens (arXiv 2512.10942).
+
+The X-encoder turns a clip into visual tokens; the predictor reads them together with a text query
+and predicts one vector; the Y-encoder embeds the answer. Both sides meet in a shared space of
+`shared_dim` numbers, where the loss lives: InfoNCE over the global batch (the paper's), latent
+regression and SIGReg on either side, mixed by weights.
+
+Letters: B clips, P query-answer pairs a clip (the text streams have B*P rows, clip by clip),
+T frames, H, W pixels, N visual tokens, K query tokens, L answer tokens, D width, S `shared_dim`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.core import unfreeze
+from ml_collections import ConfigDict
+
+from jepa.errors import UserError
+from jepa.interop import minilm as minilm_weights
+from jepa.losses.infonce import info_nce, inverse_temperature
+from jepa.losses.regression import regression
+from jepa.losses.sigreg import sigreg
+from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
+from jepa.models import flops as count
+from jepa.models.minilm import MiniLM
+from jepa.models.text import TextTransformer
+from jepa.models.vit import VideoTransformer
+from jepa.models.vl_jepa import Predictor, SharedHead
+from jepa.nn.frames import to_float
+from jepa.parallel import partition
+
+
+def default_model() -> ConfigDict:
+    """The `model` section with its defaults: a small model for 64-pixel clips."""
+    return ConfigDict(
+        {
+            "shared_dim": 256,
+            "x_encoder": {
+                "patch": 16,
+                "tubelet": 2,
+                "width": 256,
+                "depth": 4,
+                "heads": 4,
+                "mlp_ratio": 4.0,
+                "rope": "rotation",
+                "remat": "none",
+                "frozen": False,
+            },
+            "predictor": {
+                "width": 256,
+                "depth": 2,
+                "heads": 4,
+                "kv_heads": 4,
+                "mlp_width": 704,
+                "vocabulary": 1024,
+                "pool": "all",
+                "causal": False,
+                "remat": "none",
+                "frozen_table": False,
+            },
+            "y_encoder": {
+                "tower": "minilm",  # or "transformer", trained from scratch
+                "frozen": True,
+                "learning_rate_factor": 0.05,
+                "head_learning_rate_factor": 1.0,
+                # Sizes of the "transformer" tower; MiniLM brings its own.
+                "vocabulary": 1024,
+                "width": 256,
+                "depth": 2,
+                "heads": 4,
+            },
+        }
+    )
+
+
+def default_loss() -> ConfigDict:
+    """The `loss` section with its defaults: the paper's InfoNCE alone."""
+    return ConfigDict(
+        {
+            "info_nce": 1.0,
+            # Answers such as "yes" stand in a batch more than once; equal ones are no negatives.
+            "mask_equal_targets": True,
+            "temperature": 0.07,
+            "learnable_temperature": True,
+            "maximum_inverse_temperature": 100.0,
+            "regression": 0.0,
+            "regression_kind": "l2",
+            "stop_target_gradient": False,
+            "sigreg_prediction": 0.0,
+            "sigreg_target": 0.0,
+            "sigreg": {"slices": 256, "knots": 17, "t_max": 3.0, "form": "folded"},
+        }
+    )
+
+
+class VLJEPA:
+    """The method; see `jepa.methods.base.Method` for the protocol."""
+
+    def __init__(self, config: ConfigDict):
+        """Builds the networks from `config.model`, `config.loss`, `config.dtype`, `config.seed`."""
+        self.model: ConfigDict = config.model
+        self.loss: ConfigDict = config.loss
+        self.seed: int = config.seed
+        self.dtype = jnp.dtype(config.dtype)
+        # Master weights stay in float32 whatever the compute type, except in a float64 run.
+        self.param_dtype = jnp.promote_types(self.dtype, jnp.float32)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x_encoder = dict(self.model.x_encoder)
+        predictor = dict(self.model.predictor)
+        del x_encoder["frozen"], predictor["frozen_table"]
+        self.x_encoder = VideoTransformer(**x_encoder, **types)
+        self.predictor = Predictor(**predictor, shared_dim=self.model.shared_dim, **types)
+        self.tower = self._text_tower(types)
+        self.head = SharedHead(self.model.shared_dim, **types)
+        self.partition_table = self._partition_table()
+        self.requirements = self._requirements()
+
+    def _text_tower(self, types: Mapping[str, Any]) -> Any:
+        y = self.model.y_encoder
+        if y.tower == "minilm":
+            return MiniLM(**types)
+        if y.tower == "transformer":
+            return TextTransformer(
+                vocabulary=y.vocabulary, width=y.width, depth=y.depth, heads=y.heads, **types
+            )
+        raise UserError(
+            f"config.model.y_encoder.tower is {y.tower!r}; use 'minilm' or 'transformer'"
+        )
+
+    def _partition_table(self) -> Any:
+        table = [
+            *partition.prefixed("x_encoder", self.x_encoder.partition_table()),
+            *partition.prefixed("predictor", self.predictor.partition_table()),
+            *partition.prefixed("y_encoder/tower", self.tower.partition_table()),
+            *partition.prefixed("y_encoder/head", self.head.partition_table()),
+        ]
+        return (*table, ("log_inverse_temperature", ()))
+
+    def _requirements(self) -> Requirements:
+        y = self.model.y_encoder
+        frozen = []
+        if self.model.x_encoder.frozen:
+            frozen.append("x_encoder/.*")
+        if self.model.predictor.frozen_table:
+            frozen.append("predictor/table/.*")
+        if y.frozen:
+            frozen.append("y_encoder/tower/.*")
+        if not (self.loss.learnable_temperature and self.loss.info_nce):
+            frozen.append("log_inverse_temperature")
+        return Requirements(
+            frozen=tuple(frozen),
+            learning_rate_groups=(
+                ("y_encoder/tower/.*", y.learning_rate_factor),
+                ("y_encoder/head/.*", y.head_learning_rate_factor),
+            ),
+        )
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Params]:
+        """Draws parameters for a batch of this structure; there is no mutable state."""
+        keys = jax.random.split(rng, 4)
+        video = to_float(jax.tree.map(lambda x: x[:1], batch["video"]), self.dtype)
+        tokens, x_params = self.x_encoder.init_with_output(keys[0], video)
+        query = batch["query"]
+        ids = jnp.zeros((1, 2), jnp.int32)
+        mask = jnp.ones((1, 2), bool)
+        features, tower_params = self.tower.init_with_output(keys[2], ids, mask)
+        params = {
+            "x_encoder": x_params["params"],
+            "predictor": self.predictor.init(
+                keys[1], tokens, query["ids"][:1], query["mask"][:1]
+            )["params"],
+            "y_encoder": {
+                "tower": tower_params["params"],
+                "head": self.head.init(keys[3], features)["params"],
+            },
+            "log_inverse_temperature": -jnp.log(
+                jnp.asarray(self.loss.temperature, self.param_dtype)
+            ),
+        }
+        return unfreeze(params), {}
+
+    def pretrained(self) -> Mapping[str, Any]:
+        """MiniLM's published weights where it is the Y-encoder."""
+        if self.model.y_encoder.tower != "minilm":
+            return {}
+        return {"y_encoder/tower": minilm_weights.load_params()}
+
+    def visual_tokens(self, params: Params, video: Any) -> jax.Array:
+        """Returns the X-encoder's tokens `[B, N, D]` of a clip stream."""
+        return self.x_encoder.apply({"params": params["x_encoder"]}, to_float(video, self.dtype))
+
+    def predict(self, params: Params, tokens: jax.Array, query: Batch) -> jax.Array:
+        """Returns predictions `[B*P, S]` from visual tokens `[B, N, D]` and B*P queries."""
+        pairs = query["ids"].shape[0] // tokens.shape[0]
+        tokens = jnp.repeat(tokens, pairs, axis=0) if pairs > 1 else tokens
+        return self.predictor.apply(
+            {"params": params["predictor"]}, tokens, query["ids"], query["mask"]
+        )
+
+    def text_features(self, params: Params, text: Batch) -> jax.Array:
+        """Returns the Y-encoder tower's features `[B, F]`, computed or as cached in the stream."""
+        if "features" in text:
+            return text["features"].astype(self.dtype)
+        return self.tower.apply({"params": params["y_encoder"]["tower"]}, text["ids"], text["mask"])
+
+    def target(self, params: Params, text: Batch) -> jax.Array:
+        """Returns the embeddings `[B, S]` of answers."""
+        features = self.text_features(params, text)
+        return self.head.apply({"params": params["y_encoder"]["head"]}, features)
+
+    def represent(
+        self,
+        params: Params,
+        target_params: Params | None,
+        state: Params,
+        batch: Batch,
+        rng: jax.Array,
+    ) -> tuple[Outputs, Params]:
+        """Returns `pooled["prediction"]` and `pooled["target"]`, both `[B*P, S]`, unnormalised."""
+        del target_params, rng
+        tokens = self.visual_tokens(params, batch["video"])
+        outputs = Outputs(
+            pooled={
+                "prediction": self.predict(params, tokens, batch["query"]),
+                "target": self.target(params, batch["text"]),
+            },
+            scalars={
+                "log_inverse_temperature": params["log_inverse_temperature"],
+                "target_hash": batch["text"]["hash"],
+            },
+        )
+        return outputs, state
+
+    def objective(self, outputs: Outputs, step: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Mixes InfoNCE, latent regression and SIGReg by `config.loss`."""
+        prediction, target = outputs.pooled["prediction"], outputs.pooled["target"]
+        total = jnp.zeros((), jnp.promote_types(prediction.dtype, jnp.float32))
+        metrics: Metrics = {}
+        if self.loss.info_nce:
+            scale = inverse_temperature(
+                outputs.scalars["log_inverse_temperature"], self.loss.maximum_inverse_temperature
+            )
+            hashes = outputs.scalars["target_hash"] if self.loss.mask_equal_targets else None
+            value, metrics = info_nce(
+                prediction, target, inverse_temperature=scale, target_hash=hashes
+            )
+            metrics = {**metrics, "info_nce": value, "temperature": 1.0 / scale}
+            total += self.loss.info_nce * value
+        if self.loss.regression:
+            goal = jax.lax.stop_gradient(target) if self.loss.stop_target_gradient else target
+            value = regression(prediction, goal, self.loss.regression_kind)
+            metrics["regression"] = value
+            total += self.loss.regression * value
+        for index, (name, x) in enumerate((("prediction", prediction), ("target", target))):
+            weight = self.loss[f"sigreg_{name}"]
+            if weight:
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), step), index)
+                value = sigreg(x, key, **self.loss.sigreg)
+                metrics[f"sigreg_{name}"] = value
+                total += weight * value
+        return total, metrics
+
+    def embed(self, params: Params, state: Params, batch: Batch) -> Outputs:
+        """Returns unit vectors: `prediction` if there is a video, `target` if there is a text."""
+        del state
+        pooled = {}
+        if "tokens" in batch:
+            pooled["prediction"] = self.predict(params, batch["tokens"], batch["query"])
+        elif "video" in batch:
+            tokens = self.visual_tokens(params, batch["video"])
+            pooled["prediction"] = self.predict(params, tokens, batch["query"])
+        if "text" in batch:
+            pooled["target"] = self.target(params, batch["text"])
+        return Outputs(pooled=jax.tree.map(_unit, pooled))
+
+    def flops(self, batch: Batch) -> float:
+        """Analytic FLOPs of a train step: forward, and twice that again where gradients flow.
+
+        A frozen X-encoder or text tower counts its forward pass only; cached features nothing.
+        """
+        clips, frames, height, width = _video_shape(batch["video"])
+        pairs, query_length = batch["query"]["ids"].shape
+        x = count.video_transformer(self.x_encoder, frames, height, width)
+        tokens = self.x_encoder.token_count(frames, height, width)
+        total = clips * x * (1.0 if self.model.x_encoder.frozen else 3.0)
+        total += pairs * 3.0 * count.predictor(
+            self.predictor, tokens, self.x_encoder.width, query_length
+        )
+        if "ids" in batch["text"]:
+            tower = count.text_tower(self.tower, batch["text"]["ids"].shape[1])
+            total += pairs * tower * (1.0 if self.model.y_encoder.frozen else 3.0)
+        return total
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def _video_shape(video: Any) -> tuple[int, int, int, int]:
+    frames = video["y"] if isinstance(video, Mapping) else video
+    return tuple(frames.shape[:4])
