@@ -1,1 +1,1 @@
-"""Meshes, partition tables and attention by platform. Used by every room, imports none."""
+"""Meshes, partition tables and attention by platform; used by every room, imports none."""
