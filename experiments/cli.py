@@ -1,0 +1,125 @@
+"""How every entry point ends: 0 when done, 2 with one `error:` sentence, 130 when interrupted.
+
+An argparse entry point:
+
+    if __name__ == "__main__":
+        cli.run(main)                     # main() -> exit code or None
+
+An absl entry point with `config_flags`:
+
+    CONFIG = config_flags.DEFINE_config_file("config")
+    WORKDIR = flags.DEFINE_string("workdir", None, "...", required=True)
+    flags.mark_flag_as_required("config")
+
+    if __name__ == "__main__":
+        cli.run_absl(main)                # main() -> exit code or None; flags are parsed by then
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from jepa.errors import UserError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, but a bad argument is one `error:` sentence as for every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the whole usage."""
+        raise UserError(f"{message} (see --help)")
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main` and exit the process with its code (None is 0)."""
+    sys.exit(exit_code(main))
+
+
+def run_absl(main: Callable[[], int | None]) -> NoReturn:
+    """Parse absl flags, then do as `run`. Bad flags and unknown config keys are user errors."""
+    # Only entry points with config files need absl; preparing data does not.
+    from absl import app
+
+    app.run(lambda _: run(main), flags_parser=_parse_flags_or_exit)
+    raise AssertionError("app.run exits")
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """The exit code of `main`, its user error printed on stderr."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr, flush=True)
+        return INTERRUPTED
+
+
+def interrupt_on_terminate() -> None:
+    """Let SIGTERM end the process as Ctrl-C does; for entry points that do not catch it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parse absl flags and return what is left of `argv`.
+
+    Raises:
+        UserError: an unknown or malformed flag, a config file that cannot be read, or a
+            `--config.key` that the config does not have.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        hint = ""
+        if error.flagname.startswith("config."):
+            hint = "; name the config first: --config=FILE"
+        raise UserError(f"unknown flag --{error.flagname}{hint} (see --help)") from error
+    except flags.Error as error:
+        raise UserError(f"{error} (see --help)") from error
+    except (KeyError, AttributeError) as error:
+        # What config_flags lets through for a key that the config does not have.
+        raise UserError(_unknown_key(argv, str(error))) from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags look like --name=value")
+    for name in flags.FLAGS:
+        if isinstance(flags.FLAGS[name].parser, config_flags.config_flags.ConfigFileFlagParser):
+            _check_loaded(name, flags.FLAGS[name])
+    return rest
+
+
+def _parse_flags_or_exit(argv: list[str]) -> list[str]:
+    rest: list[str] = []
+    code = exit_code(lambda: rest.extend(parse_flags(argv)))
+    if code:
+        sys.exit(code)
+    return rest
+
+
+def _unknown_key(argv: Sequence[str], quoted: str) -> str:
+    key = quoted.strip("'\"")
+    for argument in argv:
+        path = argument.lstrip("-").split("=")[0]
+        if argument.startswith("--") and key in path.split(".")[1:]:
+            return f"{argument}: the config has no key {key!r} there; see the config file"
+    return f"the config has no key {key!r}; see the config file"
+
+
+def _check_loaded(name: str, flag: object) -> None:
+    """config_flags keeps the error of a missing file until the config is first touched."""
+    value = flag.value  # type: ignore[attr-defined]
+    try:
+        _ = value.is_locked if value is not None else None
+    except (OSError, ImportError) as error:
+        reason = str(error).splitlines()[-1].strip()  # the lines before say what was tried
+        raise UserError(f"--{name}: the config file cannot be read: {reason}") from error
