@@ -1,0 +1,174 @@
+"""What a config may say about data: the keys, their defaults and their checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from jepa.errors import UserError
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "sampling": ("uniform", "random"),
+    "crop": ("none", "random_resized"),
+    "pixels": ("rgb", "yuv420"),
+    "cache": ("none", "memory", "disk"),
+    "frame_control": ("none", "single", "shuffled", "blank"),
+}
+_POSITIVE = ("frames", "size", "query_length", "text_length")
+_NOT_NEGATIVE = ("workers", "threads")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The `data` part of a config; `DataConfig.parse` makes and checks it.
+
+    Attributes:
+        path: Directory of a dataset, or `tfds:NAME` for a prepared TFDS image set.
+        mixture: ((path, weight), ...) instead of `path`: datasets drawn from by weight.
+        split: Split of every dataset in it.
+        frames: Frames per clip, T. Images are repeated T times; a clip that is too short
+            repeats its last frame.
+        fps: Frames per second to sample at; None spreads the T frames over the whole clip.
+        sampling: "random" draws the window (or, without `fps`, the offset of the evenly spread
+            frames) anew for each sample; "uniform" takes the middle one. Evaluation is always
+            uniform.
+        size: Height and width of the frames, H = W. Even when `pixels` is "yuv420".
+        crop: "none" resizes the short side and takes the centre; "random_resized" takes a random
+            part, the same in all frames of a clip.
+        crop_scale: Smallest and largest share of the area of a random crop.
+        crop_ratio: Smallest and largest ratio of width to height of a random crop.
+        flip: Mirror every second clip left to right. It falsifies captions and answers that name
+            left or right, so it is off by default; switch it on only where no text does.
+        pixels: "rgb" converts on the host; "yuv420" sends half the bytes and leaves the
+            conversion to the device.
+        tokenizer: Of the targets: "minilm", "dataset" (the one trained on the dataset's texts),
+            or the path of a `tokenizer.json`.
+        query_tokenizer: Of the queries; "" for the same as `tokenizer`.
+        query_length: K, token ids per query; longer ones are cut.
+        text_length: L, token ids per target; longer ones are cut.
+        tasks: {"caption": weight, "question": weight}: how often a sample is which. A record
+            that has no text for its task takes the other one.
+        caption_levels: Levels of captions that may be targets; () for all.
+        caption_query: Query, or queries to draw from, that ask for a caption; () for those the
+            dataset names.
+        text_features: Directory of cached features of the targets (`cache.TextFeatures`), or
+            None: the targets are then token ids.
+        cache: Decode every clip once and keep it uncompressed in "memory", or on "disk" under
+            the dataset's directory. Meant for small sets.
+        workers: Processes that read ahead; 0 for threads in this process.
+        threads: Threads that read ahead when `workers` is 0; 0 for one a CPU core, or one
+            altogether when the clips are cached.
+        frame_control: Takes information out of the video, for comparisons: "single" repeats one
+            random frame, "shuffled" permutes the frames, "blank" leaves mid-grey.
+        max_bad_fraction: Share of records that may be unreadable before loading stops.
+    """
+
+    path: str = ""
+    mixture: tuple[tuple[str, float], ...] = ()
+    split: str = "train"
+    frames: int = 8
+    fps: float | None = None
+    sampling: str = "random"
+    size: int = 64
+    crop: str = "none"
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.35)
+    flip: bool = False
+    pixels: str = "rgb"
+    tokenizer: str = "minilm"
+    query_tokenizer: str = ""
+    query_length: int = 16
+    text_length: int = 32
+    tasks: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {"caption": 1.0, "question": 1.0}
+    )
+    caption_levels: tuple[str, ...] = ()
+    caption_query: tuple[str, ...] = ()
+    text_features: str | None = None
+    cache: str = "none"
+    workers: int = 0
+    threads: int = 0
+    frame_control: str = "none"
+    max_bad_fraction: float = 0.01
+
+    @staticmethod
+    def parse(config: DataConfig | Mapping[str, Any]) -> DataConfig:
+        """Make one from a mapping (a ConfigDict, say); keys left out take their defaults.
+
+        Raises:
+            UserError: an unknown key, a value out of range, or two keys that exclude each other.
+        """
+        if isinstance(config, DataConfig):
+            return config
+        known = {field.name for field in dataclasses.fields(DataConfig)}
+        values = dict(config.items())
+        for key in values:
+            if key not in known:
+                raise UserError(f"data.{key} does not exist; the keys are {sorted(known)}")
+        for key in ("caption_levels", "caption_query"):
+            if isinstance(values.get(key), str):
+                values[key] = (values[key],) if values[key] else ()
+        for key in ("mixture", "caption_levels", "caption_query", "crop_scale", "crop_ratio"):
+            if key in values:
+                values[key] = tuple(values[key] or ())
+        if "tasks" in values:
+            values["tasks"] = {key: float(weight) for key, weight in values["tasks"].items()}
+        values["text_features"] = values.get("text_features") or None
+        values["mixture"] = tuple((str(p), float(w)) for p, w in values.get("mixture", ()))
+        made = DataConfig(**values)
+        made._check()
+        return made
+
+    @property
+    def sources(self) -> tuple[tuple[str, float], ...]:
+        """((path, weight), ...) of what is drawn from; weights sum to 1."""
+        pairs = self.mixture or ((self.path, 1.0),)
+        total = sum(weight for _, weight in pairs)
+        return tuple((path, weight / total) for path, weight in pairs)
+
+    def _check(self) -> None:
+        def demand(holds: bool, key: str, mend: str) -> None:
+            if not holds:
+                raise UserError(f"data.{key} is {getattr(self, key)!r}; {mend}")
+
+        for key, choices in CHOICES.items():
+            demand(getattr(self, key) in choices, key, f"it must be one of {choices}")
+        for key in _POSITIVE:
+            demand(getattr(self, key) >= 1, key, "it must be at least 1")
+        for key in _NOT_NEGATIVE:
+            demand(getattr(self, key) >= 0, key, "it must be at least 0")
+        demand(bool(self.path) != bool(self.mixture), "path", "set either it or data.mixture")
+        weights = [weight for _, weight in self.mixture]
+        demand(all(weight > 0 for weight in weights), "mixture", "every weight must be above 0")
+        demand(self.fps is None or self.fps > 0, "fps", "it must be above 0, or None")
+        demand(self.pixels == "rgb" or self.size % 2 == 0, "size", "yuv420 needs an even one")
+        low, high = self.crop_scale
+        demand(0 < low <= high <= 1, "crop_scale", "it must be (low, high) in (0, 1]")
+        low, high = self.crop_ratio
+        demand(0 < low <= high, "crop_ratio", "it must be (low, high) above 0")
+        tasks = dict(self.tasks)
+        demand(
+            set(tasks) <= {"caption", "question"}
+            and all(weight >= 0 for weight in tasks.values())
+            and sum(tasks.values()) > 0,
+            "tasks",
+            "it must give weights of at least 0, one of them above, to 'caption' and 'question'",
+        )
+        demand(
+            self.cache == "none" or self.workers == 0,
+            "workers",
+            "with data.cache the frames lie ready, so it must be 0",
+        )
+        demand(0 <= self.max_bad_fraction < 1, "max_bad_fraction", "it must be in [0, 1)")
+
+
+def default_data_config() -> ml_collections.ConfigDict:
+    """The defaults as a ConfigDict that command-line flags can override key by key."""
+    values = dataclasses.asdict(DataConfig())
+    values["fps"] = config_dict.placeholder(float)
+    values["text_features"] = config_dict.placeholder(str)
+    return ml_collections.ConfigDict(values)
