@@ -1,0 +1,289 @@
+"""Checkpoints: the only module that knows Orbax.
+
+A checkpoint holds the train state, the loader's position and the config. Saving is asynchronous
+and atomic (a directory appears under its final name when it is complete). Arrays are restored
+straight into the shardings of the run that reads them, so the mesh may differ from the one that
+wrote them. A fingerprint of the arrays, taken on the devices, travels along: what does not match
+it after reading counts as damaged, like what cannot be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from jepa.errors import UserError
+from jepa.training.state import TrainState
+
+log = logging.getLogger("jepa")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint gave back.
+
+    Attributes:
+      step: of the checkpoint.
+      state: arrays on the devices of this run.
+      data: the loader's position.
+    """
+
+    step: int
+    state: TrainState
+    data: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run, `DIRECTORY/<step>/`."""
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep_last: int = 1,
+        keep_best_metric: str | None = None,
+        keep_best_mode: str = "max",
+    ):
+        """Opens or makes the directory.
+
+        Args:
+          directory: where checkpoints lie.
+          keep_last: how many of the latest to keep.
+          keep_best_metric: name of an evaluation metric; the best checkpoint by it is kept too.
+          keep_best_mode: `max` or `min`.
+        """
+        self.directory = Path(directory).absolute()
+        self._metric, self._sign = keep_best_metric, 1.0 if keep_best_mode == "max" else -1.0
+        policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]
+        if keep_best_metric is not None:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        with _disk_errors(self.directory):
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                    cleanup_tmp_directories=True,
+                    create=True,
+                ),
+                item_names=("state", "data", "config"),
+            )
+
+    def _score(self, metrics: Mapping[str, float] | None) -> float:
+        value = float((metrics or {}).get(self._metric, math.nan))
+        return -math.inf if math.isnan(value) else self._sign * value
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Returns whether `metrics` beat those of every checkpoint kept so far."""
+        if self._metric is None or self._metric not in metrics:
+            return False
+        kept = [self._score(self._manager.metrics(step)) for step in self.steps()]
+        return self._score(metrics) > max(kept, default=-math.inf)
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        data: Mapping[str, Any],
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts to write a checkpoint; returns when the arrays have left the devices.
+
+        Args:
+          step: number of steps done.
+          state: the train state.
+          data: the loader's position, JSON.
+          config: the run's config, JSON.
+          metrics: evaluation metrics of this very step, for keep-best.
+
+        Raises:
+          UserError: if this or the previous save found no room on the disk.
+        """
+        fingerprint = int(_fingerprint(state))
+        with _disk_errors(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=ocp.args.JsonSave({"loader": dict(data), "fingerprint": fingerprint}),
+                    config=ocp.args.JsonSave(dict(config)),
+                ),
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Waits until everything is on disk; raises UserError if it did not fit."""
+        with _disk_errors(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits for the last save and releases Orbax's threads."""
+        with _disk_errors(self.directory):
+            self._manager.close()
+
+    def restore_latest(self, shapes: TrainState) -> Restored | None:
+        """Returns the latest checkpoint that can be read, or None where there is none at all.
+
+        Damaged ones are named in a warning and moved to `DIRECTORY/../damaged` once an older one
+        has been read.
+
+        Args:
+          shapes: tree of ShapeDtypeStruct with shardings (`Initializer.shapes`).
+
+        Raises:
+          UserError: if there are checkpoints and none can be read.
+        """
+        steps = self.steps()
+        damaged: list[int] = []
+        for step in reversed(steps):
+            try:
+                restored = self.restore(step, shapes)
+            except Exception as error:  # Orbax raises whatever the layer beneath it raised.
+                log.warning(
+                    "checkpoint %d in %s is damaged (%s)", step, self.directory, _first_line(error)
+                )
+                damaged.append(step)
+                continue
+            if damaged:
+                log.warning("going on from checkpoint %d instead", step)
+                self._set_aside(damaged)
+            return restored
+        if damaged:
+            raise UserError(
+                f"None of the checkpoints in {self.directory} can be read (steps "
+                f"{', '.join(map(str, sorted(damaged)))}); start with another --workdir, or bring "
+                "back the code and files that wrote them."
+            )
+        return None
+
+    def restore(self, step: int, shapes: TrainState) -> Restored:
+        """Returns the checkpoint of `step`; raises whatever Orbax raises, ValueError if altered."""
+        got = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
+            ),
+        )
+        found, noted = int(_fingerprint(got.state)), int(got.data["fingerprint"])
+        if found != noted:
+            raise ValueError(f"its arrays have fingerprint {found:#x}, they were {noted:#x}")
+        return Restored(step, got.state, dict(got.data["loader"]))
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            aside = self.directory.parent / "damaged"
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                target = aside / str(step)
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.move(self.directory / str(step), target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        self._manager.reload()
+
+
+def restore_params(directory: str | Path, step: int | None, shapes: TrainState) -> Restored:
+    """Returns one checkpoint for evaluation; None as `step` means the latest readable one.
+
+    Raises:
+      UserError: where there is none.
+    """
+    checkpoints = Checkpoints(directory)
+    try:
+        restored = (
+            checkpoints.restore_latest(shapes)
+            if step is None
+            else checkpoints.restore(step, shapes)
+        )
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise UserError(f"{directory} holds no checkpoint; train first.")
+    return restored
+
+
+@jax.jit
+def _fingerprint(state: TrainState) -> jax.Array:
+    """Returns a uint32 that depends on every bit of every array and on its place, on any mesh."""
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(state)):
+        bits = _bits(leaf)
+        places = jnp.zeros(bits.shape, jnp.uint32)
+        for axis in range(bits.ndim):
+            places = places * np.uint32(bits.shape[axis]) + jax.lax.broadcasted_iota(
+                jnp.uint32, bits.shape, axis
+            )
+        mixed = (bits ^ (places * np.uint32(0x9E3779B9))) * (places * np.uint32(2) + np.uint32(1))
+        total = total + (mixed.sum(dtype=jnp.uint32) + np.uint32(number)) * np.uint32(2 * number + 1)
+    return total
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """Returns the bits of an array as uint32, with a trailing axis for wider types."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    size = x.dtype.itemsize
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
+
+
+_FULL = ("no space left", "disk quota exceeded", "file too large", "enospc")
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(words in str(error).lower() for words in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """Turns "no space left on device", however deep, into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        raise UserError(
+            f"There is no room on the disk of {directory} for a checkpoint; free some and start "
+            "again, the run goes on from the last complete one."
+        ) from error
+
+

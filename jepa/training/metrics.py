@@ -1,0 +1,148 @@
+"""Where numbers go: the only module that knows clu.
+
+clu's metric writers import TensorFlow for one of them, which this library never installs; a stub
+in that one's place keeps it out. TensorBoard events come from tensorboardX behind clu's interface.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_STUBBED = "clu.metric_writers.summary_writer"
+if _STUBBED not in sys.modules:
+    _stub = types.ModuleType(_STUBBED)
+    _stub.SummaryWriter = None  # type: ignore[attr-defined]
+    sys.modules[_STUBBED] = _stub
+
+from clu import metric_writers, parameter_overview, periodic_actions  # noqa: E402
+
+MetricWriter = metric_writers.MetricWriter
+
+
+class _ScalarWriter(MetricWriter):
+    """A writer that keeps scalars and has no use for anything else."""
+
+    def write_summaries(self, step, values, metadata=None):
+        """Ignores raw tensors."""
+
+    def write_images(self, step, images):
+        """Ignores images."""
+
+    def write_videos(self, step, videos):
+        """Ignores videos."""
+
+    def write_audios(self, step, audios, *, sample_rate):
+        """Ignores audio."""
+
+    def write_texts(self, step, texts):
+        """Ignores texts."""
+
+    def write_histograms(self, step, arrays, num_buckets=None):
+        """Ignores histograms."""
+
+    def write_hparams(self, hparams):
+        """Ignores hyperparameters; the workdir holds config.json."""
+
+
+class JsonLinesWriter(_ScalarWriter):
+    """Appends `{"step": ..., name: value}` lines; a value that is not finite becomes null."""
+
+    def __init__(self, path: str | Path):
+        """Opens `path` for appending."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a")  # noqa: SIM115 - it lives as long as the writer.
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Appends one line."""
+        values = {name: float(value) for name, value in scalars.items()}
+        record = {name: v if np.isfinite(v) else None for name, v in values.items()}
+        self._file.write(json.dumps({"step": int(step), **record}) + "\n")
+
+    def flush(self) -> None:
+        """Hands the lines to the operating system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoardWriter(_ScalarWriter):
+    """Writes TensorBoard events with tensorboardX."""
+
+    def __init__(self, directory: str | Path, purge_step: int | None = None):
+        """Opens `directory`; events of an earlier run at `purge_step` and later are hidden."""
+        import tensorboardX
+
+        self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=purge_step)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Writes one event a scalar."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, float(value), int(step))
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Writes `[H, W, C]` or `[N, H, W, C]` images."""
+        for name, image in images.items():
+            layout = "NHWC" if np.ndim(image) == 4 else "HWC"
+            self._writer.add_image(name, np.asarray(image), int(step), dataformats=layout)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes texts."""
+        for name, text in texts.items():
+            self._writer.add_text(name, text, int(step))
+
+    def flush(self) -> None:
+        """Hands the events to the operating system."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._writer.close()
+
+
+def make_writer(workdir: str | Path, *, start: int = 0, main: bool = True) -> MetricWriter:
+    """Returns the writer of a run: metrics.jsonl and tensorboard/, written in the background.
+
+    Args:
+      workdir: of the run.
+      start: step the run goes on from.
+      main: whether this process is the one that writes.
+    """
+    if not main:
+        return metric_writers.MultiWriter([])
+    workdir = Path(workdir)
+    return metric_writers.AsyncMultiWriter(
+        [
+            JsonLinesWriter(workdir / "metrics.jsonl"),
+            TensorBoardWriter(workdir / "tensorboard", purge_step=start + 1 if start else None),
+        ]
+    )
+
+
+def overview(params: Mapping[str, Any]) -> str:
+    """Returns a table of the parameters: name, shape, dtype, size; and their number."""
+    return parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
+def count(params: Mapping[str, Any]) -> int:
+    """Returns the number of parameters."""
+    return parameter_overview.count_parameters(params)
+
+
+def periodically(every: int, callback: Callable[..., None], *, also: tuple[int, ...] = ()) -> Any:
+    """Returns an action to call after every step; it calls `callback(step=...)` when due."""
+
+    def call(step: int, t: float, **kwargs: Any) -> None:
+        del t
+        callback(step=step, **kwargs)
+
+    return periodic_actions.PeriodicCallback(every_steps=every, on_steps=also, callback_fn=call)

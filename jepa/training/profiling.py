@@ -1,0 +1,35 @@
+"""The JAX profiler on demand: a trace of the steps that `train.profile_steps` names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class Profiler:
+    """Traces steps `start < step <= stop` into a directory; does nothing without them."""
+
+    def __init__(self, directory: str | Path, steps: Sequence[int]):
+        """Notes what to trace; `steps` is (start, stop) or empty."""
+        self._directory, self._steps, self._running = str(directory), tuple(steps), False
+
+    def before(self, step: int) -> None:
+        """Starts the trace before the first of its steps."""
+        if self._steps and step == self._steps[0] + 1:
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+
+    def after(self, step: int, values: Any) -> None:
+        """Ends the trace when the last of its steps is computed."""
+        if self._running and step >= self._steps[1]:
+            jax.block_until_ready(values)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is still running."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

@@ -1,0 +1,214 @@
+"""The train step: one pure function, compiled once and ahead of time.
+
+Non-finite steps are skipped inside the program (`jnp.where` on every array), so that no step waits
+for the host to look at its loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jepa.methods.base import Batch, Method, Metrics
+from jepa.parallel import mesh as meshes
+from jepa.parallel import partition
+from jepa.training.optimizer import Optimizer, merge, split
+from jepa.training.schedules import Schedule
+from jepa.training.state import TrainState
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def _on_batch_axes(x: jax.Array) -> jax.Array:
+    return partition.constrain(x, "batch", *(None,) * (x.ndim - 1))
+
+
+def _mean(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.mean(axis=0), tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """What happens to a state when it meets a batch.
+
+    Attributes:
+      method: whose loss is followed.
+      optimizer: how the gradient becomes an update.
+      seed: of the run; the key of a step is folded from (seed, step) alone.
+      ema: momentum of the target by step; None when the method needs no target.
+      accumulate: micro-batches a step. Their losses and gradients are averaged. A loss that
+        compares examples, such as InfoNCE, sees the negatives of its own micro-batch only.
+        Micro-batch `i` holds the examples `i, i + accumulate, ...`, so that every device splits
+        what it already has.
+    """
+
+    method: Method
+    optimizer: Optimizer
+    seed: int
+    ema: Schedule | None = None
+    accumulate: int = 1
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Returns the next state, and scalars: loss, gradient norm, rate, the method's own."""
+        rng = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        trainable, frozen = split(state.params, self.optimizer.frozen)
+        loss, metrics, method_state, gradients = self._gradients(
+            trainable, frozen, state, batch, rng
+        )
+        gradient_norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        updates, opt_state = self.optimizer.updates(
+            gradients, state.opt_state, trainable, state.step
+        )
+        new = merge(optax.apply_updates(trainable, updates), frozen)
+        target = state.target_params
+        if self.ema is not None:
+            target = self._average(target, new, state.step)
+        state = TrainState(
+            step=state.step + 1,
+            params=_where(finite, new, state.params),
+            target_params=_where(finite, target, state.target_params),
+            opt_state=_where(finite, opt_state, state.opt_state),
+            method_state=_where(finite, method_state, state.method_state),
+            skipped=state.skipped + (1 - finite.astype(jnp.int32)),
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        return state, {
+            **metrics,
+            "loss": loss,
+            "gradient_norm": gradient_norm,
+            "update_norm": optax.global_norm(updates),
+            "learning_rate": self.optimizer.schedule(state.step - 1),
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        }
+
+    def _average(self, target: Any, params: Any, step: jax.Array) -> Any:
+        momentum = self.ema(step)
+
+        def move(old: jax.Array, new: jax.Array) -> jax.Array:
+            if not jnp.issubdtype(old.dtype, jnp.floating):
+                return new
+            return old + (1 - momentum).astype(old.dtype) * (new - old)
+
+        return jax.tree.map(move, target, params)
+
+    def _loss(
+        self, trainable: Any, frozen: Any, state: TrainState, method_state: Any, batch: Batch, rng
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        params = merge(trainable, frozen)
+        outputs, method_state = self.method.represent(
+            params, state.target_params, method_state, batch, rng
+        )
+        loss, metrics = self.method.objective(outputs, state.step)
+        return loss, (metrics, method_state)
+
+    def _gradients(
+        self, trainable: Any, frozen: Any, state: TrainState, batch: Batch, rng: jax.Array
+    ) -> tuple[jax.Array, Metrics, Any, Any]:
+        value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
+        if self.accumulate == 1:
+            (loss, (metrics, method_state)), gradients = value_and_grad(
+                trainable, frozen, state, state.method_state, batch, rng
+            )
+            return loss, metrics, method_state, gradients
+
+        def body(carry: tuple[Any, Any], part: tuple[jax.Array, Batch]):
+            method_state, total = carry
+            index, micro = part
+            micro = jax.tree.map(_on_batch_axes, micro)
+            (loss, (metrics, method_state)), gradients = value_and_grad(
+                trainable, frozen, state, method_state, micro, jax.random.fold_in(rng, index)
+            )
+            return (method_state, jax.tree.map(jnp.add, total, gradients)), (loss, metrics)
+
+        parts = jax.tree.map(self._split, batch)
+        zeros = jax.tree.map(jnp.zeros_like, trainable)
+        (method_state, total), (losses, metrics) = jax.lax.scan(
+            body, (state.method_state, zeros), (jnp.arange(self.accumulate), parts)
+        )
+        gradients = jax.tree.map(lambda g: g / self.accumulate, total)
+        return losses.mean(), _mean(metrics), method_state, gradients
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x.reshape(-1, self.accumulate, *x.shape[1:]), 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The program of a step; a batch of another shape is an error, never a second compilation.
+
+    Attributes:
+      program: the loaded executable; donates the state it is given.
+      seconds: what tracing, lowering and compiling took.
+      memory: bytes a device holds while it runs (arguments, outputs and temporaries less what is
+        donated), as the compiler counts them; None where it does not tell.
+    """
+
+    program: Any
+    seconds: float
+    memory: int | None
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Runs the step; `state` is consumed."""
+        return self.program(state, batch)
+
+
+def lower(step: TrainStep, mesh: Mesh, state: TrainState, batch_spec: Any) -> Any:
+    """Returns the step lowered for a mesh, which may be one that is only described.
+
+    Args:
+      step: the pure step.
+      mesh: where it runs.
+      state: tree of ShapeDtypeStruct with shardings (`Initializer.shapes`).
+      batch_spec: tree of ShapeDtypeStruct of the global batch.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return step(state, batch)
+
+    of_state = jax.tree.map(lambda x: x.sharding, state)
+    of_batch = jax.tree.map(lambda _: meshes.batch_sharding(mesh), batch_spec)
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(
+            train_step,
+            in_shardings=(of_state, of_batch),
+            out_shardings=(of_state, meshes.replicated(mesh)),
+            donate_argnums=0,
+        )
+        return jitted.lower(state, batch_spec)
+
+
+def compile_step(step: TrainStep, mesh: Mesh, state: TrainState, batch_spec: Any) -> Compiled:
+    """Returns the compiled step; arguments as for `lower`."""
+    start = time.perf_counter()
+    program = lower(step, mesh, state, batch_spec).compile()
+    return Compiled(program, time.perf_counter() - start, _memory(program))
+
+
+def _memory(program: Any) -> int | None:
+    analysis = program.memory_analysis()
+    if analysis is None:
+        return None
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        + analysis.temp_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+
+
+def global_spec(element_spec: Any, process_count: int = 1) -> Any:
+    """Returns shapes of the global batch for those of the batch one host loads."""
+    return jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct((s.shape[0] * process_count, *s.shape[1:]), s.dtype),
+        element_spec,
+    )

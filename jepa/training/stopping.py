@@ -1,0 +1,46 @@
+"""Being told to stop: a flag that SIGTERM or Ctrl-C sets and the loop reads between steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Stop:
+    """A context in which SIGTERM and the first Ctrl-C ask the run to save and end.
+
+    With several processes JAX's own preemption service hears the signal on any of them and makes
+    all agree on the step to stop at.
+    """
+
+    def __init__(self) -> None:
+        """Installs nothing yet."""
+        self.signal: str | None = None
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> Stop:
+        """Installs the handlers, where Python allows it (the main thread)."""
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Brings the former handlers back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+    def requested(self, step: int) -> bool:
+        """Returns whether to stop after `step`, the same on every process."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = "SIGTERM"
+        return self.signal is not None
