@@ -1,0 +1,127 @@
+"""Trains the method of a config, or goes on with what the workdir holds.
+
+    python -m experiments.train --config=configs/vl_jepa/quickstart.py --workdir=DIR \
+        [--config.optimizer.learning_rate=3e-4] [--devices=2]
+
+Run again with the same workdir, it goes on from the latest checkpoint; SIGTERM saves and exits 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import cli
+from jepa import methods
+from jepa.data import config as data_configs
+from jepa.data import dataset, loader, prefetch
+from jepa.errors import UserError
+from jepa.parallel import mesh as meshes
+from jepa.training import config as configs
+from jepa.training import loop, workdir
+
+CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+DEVICES = flags.DEFINE_integer(
+    "devices", None, "CPU devices to show JAX; by default what the config's mesh asks for."
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a pod or cluster (jax.distributed)."
+)
+COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache", None, "Directory where compiled programs are kept between runs."
+)
+
+
+def setup(config: ConfigDict, *, devices: int | None = None) -> None:
+    """Sets what JAX must know before its backend starts: float64, the number of CPU devices.
+
+    Args:
+      config: resolved.
+      devices: CPU devices; None for what the mesh multiplies to, if it says so.
+    """
+    if config.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    sizes = list(config.mesh.values())
+    if devices is None and all(size > 0 for size in sizes):
+        devices = math.prod(sizes)
+    if devices is not None:
+        meshes.set_cpu_devices(devices)
+    log = logging.getLogger("jepa")
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        log.addHandler(handler)
+
+
+def check_data(config: ConfigDict) -> None:
+    """Raises UserError for an unknown key of `data` or a dataset that is not there."""
+    for path, _ in data_configs.DataConfig.parse(config.data).sources:
+        if not path.startswith("tfds:"):
+            dataset.Dataset.open(path)
+
+
+def main(
+    config: ConfigDict,
+    directory: str | Path,
+    *,
+    devices: int | None = None,
+    evaluators: Mapping[str, loop.Evaluator] | None = None,
+) -> loop.Result:
+    """Trains in this process.
+
+    Args:
+      config: of the run; see configs/.
+      directory: the workdir.
+      devices: CPU devices to show JAX, if its backend has not started.
+      evaluators: called during training; see `jepa.training.loop.train`.
+
+    Raises:
+      UserError: before anything is written, if the config is wrong.
+    """
+    config = configs.resolve(config)
+    workdir.check(directory, config)
+    check_data(config)
+    setup(config, devices=devices)
+    mesh = meshes.make_mesh(config.mesh)
+    method = methods.from_config(config)
+    configs.check_run(config, method, mesh.size)
+    process_index, process_count = meshes.batch_slice(mesh)
+    batches = loader.make_train_loader(
+        config.data,
+        global_batch=config.train.global_batch,
+        seed=config.seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    return loop.train(
+        config,
+        directory,
+        method=method,
+        loader=batches,
+        mesh=mesh,
+        prefetch=prefetch.prefetch,
+        evaluators=evaluators,
+    )
+
+
+def _from_flags() -> None:
+    if CONFIG.value is None or WORKDIR.value is None:
+        raise UserError("--config=FILE and --workdir=DIR are both needed (see --help)")
+    if COMPILE_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.value)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
+    main(CONFIG.value, WORKDIR.value, devices=DEVICES.value)
+
+
+if __name__ == "__main__":
+    cli.run_absl(_from_flags)
