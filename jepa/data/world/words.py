@@ -1,0 +1,200 @@
+"""The world's vocabulary: classes, their pixel sizes, and every sentence that can be said of a clip.
+
+Classes
+    shapes (6)      circle, square, triangle, star, cross, ring
+    colours (8)     red, orange, yellow, green, cyan, blue, purple, white
+    sizes (2)       small: radius 6.0 to 7.5 px; large: radius 11.0 to 13.0 px (of a 64-pixel frame)
+    directions (4)  left, right, up, down
+
+A radius is that of the circle the shape is drawn in: corners and tips lie on it (a square's half
+side is 0.8 radii, so that its area is close to the circle's).
+"""
+
+from __future__ import annotations
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = {
+    "red": (222, 32, 32),
+    "orange": (250, 132, 20),
+    "yellow": (246, 228, 40),
+    "green": (36, 184, 52),
+    "cyan": (40, 214, 226),
+    "blue": (48, 84, 250),
+    "purple": (168, 52, 216),
+    "white": (240, 240, 240),
+}
+SIZES = {"small": (6.0, 7.5), "large": (11.0, 13.0)}
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+DIRECTION_PHRASES = {
+    "left": "to the left",
+    "right": "to the right",
+    "up": "upwards",
+    "down": "downwards",
+}
+COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
+
+#: (colour, shape) pairs that only ever appear in the split `novel`. Each shape is held out with one
+#: colour, so that what remains still has every colour and every shape equally often.
+HELD_OUT = frozenset(
+    {
+        ("red", "star"),
+        ("green", "cross"),
+        ("blue", "circle"),
+        ("yellow", "triangle"),
+        ("purple", "square"),
+        ("cyan", "ring"),
+    }
+)
+
+#: Caption templates of each kind of scene: (level, template). `{s}` is "a large red star", `{n}` "a
+#: star", `{d}` a direction phrase, `{o}` a second object ("a blue square"), `{the}` and `{other}` the
+#: same with "the", `{old}` and `{new}` colours. The first "full" is the caption proper; the others
+#: say the same in other words.
+CAPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "move": (
+        ("brief", "{s}"),
+        ("motion", "something moves {d}"),
+        ("motion", "{n} moves {d}"),
+        ("full", "{s} moves {d}"),
+        ("full", "there is {s} moving {d}"),
+        ("full", "{s} travels {d}"),
+    ),
+    "move_beside": (
+        ("brief", "{s} and {o}"),
+        ("motion", "something moves {d}"),
+        ("motion", "{n} moves {d}"),
+        ("full", "{s} moves {d} while {o} stays still"),
+        ("full", "{o} stays still and {s} moves {d}"),
+        ("full", "{s} travels {d} and {o} does not move"),
+    ),
+    "fall": (
+        ("brief", "{s}"),
+        ("motion", "something falls down"),
+        ("motion", "{n} falls down"),
+        ("full", "{s} falls down and lands on the floor"),
+        ("full", "{s} drops to the floor and stays there"),
+        ("full", "there is {s} falling down to the floor"),
+    ),
+    "bounce": (
+        ("brief", "{s}"),
+        ("motion", "something bounces"),
+        ("motion", "{n} bounces"),
+        ("full", "{s} falls and bounces on the floor"),
+        ("full", "{s} drops and bounces up again"),
+        ("full", "there is {s} bouncing on the floor"),
+    ),
+    "throw": (
+        ("brief", "{s}"),
+        ("motion", "something flies in an arc {d}"),
+        ("motion", "{n} flies in an arc {d}"),
+        ("full", "{s} is thrown {d}"),
+        ("full", "{s} flies in an arc {d}"),
+        ("full", "someone throws {s} {d}"),
+    ),
+    "slide": (
+        ("brief", "{s}"),
+        ("motion", "something slides {d} and stops"),
+        ("motion", "{n} slides {d} and stops"),
+        ("full", "{s} slides {d} and stops"),
+        ("full", "{s} slides {d}, slows down and stops"),
+        ("full", "there is {s} sliding {d} until it stops"),
+    ),
+    "collide": (
+        ("brief", "{s} and {o}"),
+        ("motion", "one shape hits another"),
+        ("motion", "{n} hits {m}"),
+        ("full", "{s} hits {o}"),
+        ("full", "{s} moves {d} and hits {o}"),
+        ("full", "{o} is hit by {s}"),
+    ),
+    "occlude": (
+        ("brief", "{s}"),
+        ("motion", "something moves {d} behind a wall and comes out again"),
+        ("motion", "{n} moves {d} behind a wall"),
+        ("full", "{s} moves {d} behind a wall and comes out again"),
+        ("full", "{s} passes behind a wall, moving {d}"),
+        ("full", "{s} hides behind a wall and comes back, moving {d}"),
+    ),
+    "appear": (
+        ("brief", "{s}"),
+        ("motion", "something appears"),
+        ("motion", "{n} appears"),
+        ("full", "{s} appears"),
+        ("full", "suddenly {s} appears"),
+        ("full", "first there is nothing, then {s} shows up"),
+    ),
+    "vanish": (
+        ("brief", "{s}"),
+        ("motion", "something vanishes"),
+        ("motion", "{n} vanishes"),
+        ("full", "{s} vanishes"),
+        ("full", "suddenly {s} vanishes"),
+        ("full", "first there is {s}, then it is gone"),
+    ),
+    "recolour": (
+        ("brief", "{z}"),
+        ("motion", "something changes colour"),
+        ("motion", "{n} changes colour"),
+        ("full", "{z} changes from {old} to {new}"),
+        ("full", "{s} turns {new}"),
+        ("full", "{z} is {old} and then becomes {new}"),
+    ),
+    "order": (
+        ("brief", "{s} and {o}"),
+        ("motion", "{n} {v} before {m} {w}"),
+        ("full", "{s} {v} before {o} {w}"),
+        ("full", "first {s} {v}, then {o} {w}"),
+        ("full", "{o} {w} after {s} {v}"),
+    ),
+    "count": (
+        ("brief", "{count} shapes"),
+        ("motion", "{count} shapes {v}"),
+        ("full", "{list}"),
+        ("full", "there are {count} shapes: {list}"),
+        ("full", "{count} shapes {v}: {list}"),
+    ),
+    "control": (
+        ("brief", "{s} and {o}"),
+        ("motion", "{n} is steered around"),
+        ("full", "{s} is steered around near {o}"),
+        ("full", "{s} moves about and {o} stays still"),
+        ("full", "someone steers {s} around beside {o}"),
+    ),
+    "control_touch": (
+        ("brief", "{s} and {o}"),
+        ("motion", "{n} is steered around"),
+        ("full", "{s} is steered around and touches {o}"),
+        ("full", "{s} moves about and touches {o}"),
+        ("full", "someone steers {s} until it touches {o}"),
+    ),
+    "push": (
+        ("brief", "{s} and {o}"),
+        ("motion", "{n} pushes {m}"),
+        ("full", "{s} is steered around and pushes {o}"),
+        ("full", "{s} moves about and pushes {o}"),
+        ("full", "{o} is pushed by {s}"),
+    ),
+}
+
+#: Class texts for zero-shot classification, phrased like captions.
+ATTRIBUTES: dict[str, dict[str, list[str]]] = {
+    "colour": {c: [f"a {c} shape", f"something {c}"] for c in COLOURS},
+    "shape": {s: [f"a {s}", f"the shape is a {s}"] for s in SHAPES},
+    "size": {s: [f"a {s} shape", f"something {s}"] for s in SIZES},
+    "direction": {
+        d: [f"something moves {p}", f"a shape moves {p}"] for d, p in DIRECTION_PHRASES.items()
+    },
+    "count": {w: [f"{w} shape" + ("s" if n > 1 else "")] for n, w in COUNTS.items()},
+}
+
+CAPTION_QUERIES = ("What happens in the clip?", "Describe the video.")
+
+
+def with_article(words: str) -> str:
+    """`words` behind "a" or "an"."""
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def listing(items: list[str]) -> str:
+    """ "x", "x and y", "x, y and z"."""
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
