@@ -63,7 +63,7 @@ class TrainStep:
         loss, metrics, method_state, gradients = self._gradients(
             trainable, frozen, state, batch, rng
         )
-        gradient_norm = optax.global_norm(gradients)
+        gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         updates, opt_state = self.optimizer.updates(
             gradients, state.opt_state, trainable, state.step
@@ -85,7 +85,7 @@ class TrainStep:
             **metrics,
             "loss": loss,
             "gradient_norm": gradient_norm,
-            "update_norm": optax.global_norm(updates),
+            "update_norm": optax.tree.norm(updates),
             "learning_rate": self.optimizer.schedule(state.step - 1),
             "skipped": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
