@@ -1,0 +1,206 @@
+"""The video vision transformer of V-JEPA 2: tubelets, 3-D rotary positions, pre-norm blocks.
+
+B batch, T frames, H W pixels, C channels, N tokens, D width. Source: V-JEPA 2 (arXiv 2506.09985)
+and 2.1 (arXiv 2603.14482); sizes from their released configs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jepa.errors import UserError
+from jepa.nn import rotary
+from jepa.nn.attention import Attention
+from jepa.nn.blocks import PreNormBlock
+from jepa.nn.linear import matrix_init
+from jepa.nn.mlp import GeluMlp
+from jepa.nn.norms import LayerNorm
+from jepa.nn.stack import Stack
+from jepa.parallel.partition import Table, constrain, prefixed
+
+ROPES = ("rotation", "tiled")
+
+# Fields of VideoTransformer by the name of a size. L, H and g are V-JEPA 2's, G is 2.1's.
+VITS: Mapping[str, Mapping[str, Any]] = {
+    "nano": {"width": 128, "depth": 4, "heads": 4},
+    "micro": {"width": 192, "depth": 6, "heads": 4},
+    "tiny": {"width": 192, "depth": 12, "heads": 3},
+    "small": {"width": 384, "depth": 12, "heads": 6},
+    "base": {"width": 768, "depth": 12, "heads": 12},
+    "large": {"width": 1024, "depth": 24, "heads": 16},
+    "huge": {"width": 1280, "depth": 32, "heads": 16},
+    "giant": {"width": 1408, "depth": 40, "heads": 22, "mlp_ratio": 48 / 11},
+    "gigantic": {"width": 1664, "depth": 48, "heads": 26, "mlp_ratio": 64 / 13},
+}
+
+
+class PatchEmbedding(nn.Module):
+    """A strided 3-D convolution, written as one matrix product (several times faster on CPU).
+
+    Parameters: `kernel` `[tubelet, patch, patch, C, D]`, which is Flax's layout for convolutions
+    (a torch kernel `[D, C, tubelet, patch, patch]` transposed by (2, 3, 4, 1, 0)); `bias` `[D]`.
+    """
+
+    width: int
+    patch: int
+    tubelet: int
+    dtype: Any = "float32"
+    param_dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, video: jax.Array) -> jax.Array:
+        """Maps `[B, T, H, W, C]` to tokens `[B, N, D]`, ordered by frame, row, column."""
+        batch, frames, height, width, channels = video.shape
+        cell = (self.tubelet, self.patch, self.patch)
+        grid = (frames // cell[0], height // cell[1], width // cell[2])
+        shape = (*cell, channels, self.width)
+        kernel = self.param("kernel", matrix_init, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), self.param_dtype)
+        cubes = video.astype(self.dtype).reshape(
+            batch, grid[0], cell[0], grid[1], cell[1], grid[2], cell[2], channels
+        )
+        cubes = cubes.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+        cubes = cubes.reshape(batch, grid[0] * grid[1] * grid[2], -1)
+        matrix = kernel.reshape(-1, self.width).astype(self.dtype)
+        return jnp.matmul(cubes, matrix) + bias.astype(self.dtype)
+
+    @nn.nowrap
+    def partition_table(self) -> Table:
+        """Returns the rows of this module's parameters."""
+        return (("kernel", (None, None, None, None, "embed")), ("bias", ("embed",)))
+
+
+class VideoTransformer(nn.Module):
+    """Encodes a video as one vector a tubelet.
+
+    Parameters: `patches/{kernel,bias}`, `blocks/...` (stacked, see `nn.stack`),
+    `norm/{scale,bias}`.
+
+    Attributes:
+      width: D.
+      depth: number of blocks.
+      heads: number of heads; D / heads must be even and at least 6.
+      mlp_ratio: the hidden width of a block's MLP over D.
+      patch: side of a patch, in pixels.
+      tubelet: frames to a token.
+      rope: "tiled" (V-JEPA 2's released form) or "rotation" (V-JEPA 2.1; see `nn.rotary`).
+      pretrain_grid: rows and columns to which positions are stretched (2.1: 16), or None.
+      gelu: "exact" or "tanh".
+      remat: a policy of `nn.stack.REMAT`.
+      scan: whether blocks run in a compiled loop; the parameters are the same.
+      dtype: of the computation; param_dtype: of the parameters.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    patch: int = 16
+    tubelet: int = 2
+    rope: str = "rotation"
+    pretrain_grid: int | None = None
+    gelu: str = "exact"
+    remat: str = "none"
+    scan: bool = True
+    dtype: Any = "float32"
+    param_dtype: Any = "float32"
+
+    def setup(self) -> None:
+        """Builds the parts."""
+        types = self._types()
+        self.patches = PatchEmbedding(self.width, self.patch, self.tubelet, **types)
+        self.stack = self._stack()
+        nn.share_scope(self, self.stack)
+        self.norm = LayerNorm(**types)
+
+    def __call__(self, video: jax.Array, token_ids: jax.Array | None = None) -> jax.Array:
+        """Encodes videos, or images as videos of one frame.
+
+        Args:
+          video: float `[B, T, H, W, 3]`, as from `nn.frames.to_float`. T a multiple of the tubelet
+            or 1 (the frame is then repeated to fill it); H and W any multiples of the patch.
+          token_ids: int `[B, K]`, the tokens to see, numbered by frame, row, column; all when
+            absent.
+
+        Returns:
+          `[B, N, D]` (or `[B, K, D]`), after the last LayerNorm.
+
+        Raises:
+          UserError: on frames or pixels that the cells do not divide, or an unknown `rope`.
+        """
+        return self.levels(video, token_ids)[0]
+
+    def levels(
+        self,
+        video: jax.Array,
+        token_ids: jax.Array | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """As `__call__`, and also the tokens (before any norm) after `taps` numbers of layers."""
+        if video.shape[1] == 1:
+            video = jnp.repeat(video, self.tubelet, axis=1)
+        grid = self.grid(*video.shape[1:4])
+        x = self.patches(video)
+        positions = rotary.grid_positions(
+            grid,
+            pretrain_grid=self.pretrain_grid,
+            dtype=jnp.promote_types(self.dtype, jnp.float32),
+        )
+        if token_ids is not None:
+            x = jnp.take_along_axis(x, token_ids[..., None], axis=1)
+            positions = rotary.gather(positions, token_ids)
+        x = constrain(x, "batch", "tokens", None)
+        tables = rotary.rotary_3d(positions, self.width // self.heads, tiled=self.rope == "tiled")
+        x, tapped = self.stack(x, taps=taps, rotary=tables)
+        return self.norm(x), tapped
+
+    @nn.nowrap
+    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Returns the numbers of tubelets, rows and columns of a video of this size.
+
+        Raises:
+          UserError: when the tubelet or the patch does not divide them, or `rope` is unknown.
+        """
+        if self.rope not in ROPES:
+            raise UserError(f"rope is {self.rope!r}; it can be one of {', '.join(ROPES)}")
+        frames = self.tubelet if frames == 1 else frames
+        if frames % self.tubelet:
+            raise UserError(f"a video has {frames} frames, which tubelet={self.tubelet} cannot cut")
+        if height % self.patch or width % self.patch:
+            raise UserError(f"frames are {height}x{width}, which patch={self.patch} cannot cut")
+        return frames // self.tubelet, height // self.patch, width // self.patch
+
+    @nn.nowrap
+    def partition_table(self) -> Table:
+        """Returns the rows of this module's parameters."""
+        return (
+            *prefixed("patches", PatchEmbedding(0, 1, 1).partition_table()),
+            *self._stack(parent=None).partition_table(),
+            *prefixed("norm", LayerNorm().partition_table()),
+        )
+
+    @nn.nowrap
+    def mlp_width(self) -> int:
+        """Returns the hidden width of a block's MLP."""
+        return round(self.width * self.mlp_ratio)
+
+    @nn.nowrap
+    def _types(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    @nn.nowrap
+    def _stack(self, **options: Any) -> Stack:
+        types = self._types()
+        block = partial(
+            PreNormBlock,
+            attention=partial(Attention, heads=self.heads, **types),
+            mlp=partial(GeluMlp, hidden=self.mlp_width(), gelu=self.gelu, **types),
+            norm=partial(LayerNorm, **types),
+        )
+        return Stack(block, self.depth, remat=self.remat, scan=self.scan, **options)

@@ -1,0 +1,63 @@
+"""Transformer blocks, made of the parts they are given.
+
+A part is a module class with its options bound (`functools.partial`), so that one block serves
+LayerNorm or RMSNorm, GELU or SwiGLU. The matrices that write into the residual stream are called
+`out` in all of them; `nn.stack` scales their first values by depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from jepa.nn.rotary import Rotary
+from jepa.parallel.partition import Table, constrain, prefixed
+
+
+class _Block(nn.Module):
+    """What both blocks share: `attention`, `mlp` and two norms, `norm1` and `norm2`."""
+
+    attention: Callable[..., nn.Module]
+    mlp: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.nowrap
+    def partition_table(self) -> Table:
+        """Returns the rows of this module's parameters."""
+        norm = self.norm().partition_table()
+        return (
+            *prefixed("norm1", norm),
+            *prefixed("attention", self.attention().partition_table()),
+            *prefixed("norm2", norm),
+            *prefixed("mlp", self.mlp().partition_table()),
+        )
+
+
+class PreNormBlock(_Block):
+    """`x + attention(norm1(x))`, then `x + mlp(norm2(x))`."""
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, rotary: Rotary | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps `[B, N, D]` to `[B, N, D]`; `rotary` and `mask` as in `Attention`."""
+        y = self.norm(name="norm1")(x)
+        x = x + self.attention(name="attention")(y, rotary=rotary, mask=mask)
+        x = x + self.mlp(name="mlp")(self.norm(name="norm2")(x))
+        return constrain(x, "batch", "tokens", None)
+
+
+class PostNormBlock(_Block):
+    """BERT's order: `norm1(x + attention(x))`, then `norm2(x + mlp(x))`."""
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, rotary: Rotary | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps `[B, N, D]` to `[B, N, D]`; `rotary` and `mask` as in `Attention`."""
+        y = self.attention(name="attention")(x, rotary=rotary, mask=mask)
+        x = self.norm(name="norm1")(x + y)
+        x = self.norm(name="norm2")(x + self.mlp(name="mlp")(x))
+        return constrain(x, "batch", "tokens", None)

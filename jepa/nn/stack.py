@@ -1,0 +1,130 @@
+"""A stack of equal blocks whose parameters are stacked too, scanned or unrolled.
+
+Scanned, a program's size and compile time do not grow with depth. Unrolled, it may run a little
+faster. The parameters are the same either way: one tree, a leading axis for the layers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jepa.errors import UserError
+from jepa.parallel.partition import Table, prefixed
+
+# What a block keeps for its backward pass besides its input, by the name a config uses.
+REMAT: Mapping[str, Callable[..., Any] | None] = {
+    # Everything.
+    "none": None,
+    # Nothing: the whole block is computed twice. Least memory.
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # The results of weight matrices; norms, activations and attention are computed twice.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # The attention's result only: the costliest part for long videos is computed once.
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+}
+
+
+def check_remat(name: str) -> str:
+    """Returns `name`, or raises UserError when no policy is called so."""
+    if name not in REMAT:
+        raise UserError(f"remat is {name!r}; it can be one of {', '.join(REMAT)}")
+    return name
+
+
+class Stack(nn.Module):
+    """`depth` blocks, one after another.
+
+    Parameters: `blocks/...`, the block's own with a leading axis `[depth, ...]`.
+
+    Attributes:
+      block: makes one block, a module called as `block(x, **shared)`.
+      depth: number of blocks.
+      remat: a name in `REMAT`.
+      scan: one compiled block in a loop, or `depth` of them in a row.
+      scale_by_depth: divides the first values of matrices called `out` in layer i (from 1) by
+        sqrt(2 i), as all published JEPA encoders do.
+    """
+
+    block: Callable[..., nn.Module]
+    depth: int
+    remat: str = "none"
+    scan: bool = True
+    scale_by_depth: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, taps: tuple[int, ...] = (), **shared: Any
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Applies the blocks.
+
+        Args:
+          x: `[B, N, D]`.
+          taps: numbers of layers after which to keep the tokens, rising, each 0..depth.
+          **shared: what every block gets (rotary tables, masks).
+
+        Returns:
+          The last tokens `[B, N, D]`, and those at each tap.
+
+        Raises:
+          UserError: on a tap out of order or range, or an unknown remat policy.
+        """
+        check_remat(self.remat)
+        if list(taps) != sorted(set(taps)) or any(not 0 <= t <= self.depth for t in taps):
+            raise UserError(f"taps are {taps}; they must rise and lie in 0..{self.depth}")
+        block = self.block(parent=None)
+        blocks = self.param("blocks", self._init, block, x, shared)
+
+        def layer(tokens: jax.Array, params: Any) -> Any:
+            return block.apply({"params": params}, tokens, **shared)
+
+        if self.remat != "none":
+            # A scan's loop already keeps the compiler from merging the two computations.
+            layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=not self.scan)
+        kept = {0: x}
+        borders = sorted({0, *taps, self.depth})
+        for start, end in itertools.pairwise(borders):
+            x = self._segment(layer, x, blocks, start, end)
+            kept[end] = x
+        return x, tuple(kept[t] for t in taps)
+
+    @nn.nowrap
+    def _segment(
+        self, layer: Callable[..., jax.Array], x: jax.Array, blocks: Any, start: int, end: int
+    ) -> jax.Array:
+        """Applies layers start..end-1."""
+        if not self.scan:
+            for i in range(start, end):
+                x = layer(x, jax.tree.map(lambda p, i=i: p[i], blocks))
+            return x
+        if (start, end) != (0, self.depth):
+            blocks = jax.tree.map(lambda p: p[start:end], blocks)
+        return jax.lax.scan(lambda tokens, params: (layer(tokens, params), None), x, blocks)[0]
+
+    @nn.nowrap
+    def _init(self, key: jax.Array, block: nn.Module, x: jax.Array, shared: Any) -> Any:
+        """Draws all layers at once, each from its own key."""
+        keys = jax.random.split(key, self.depth)
+        params = jax.vmap(lambda k: block.init(k, x, **shared)["params"])(keys)
+        if not self.scale_by_depth:
+            return params
+        ids = jnp.arange(1, self.depth + 1)
+
+        def scale(path: tuple[Any, ...], p: jax.Array) -> jax.Array:
+            if [part.key for part in path[-2:]] != ["out", "kernel"]:
+                return p
+            factors = jax.lax.rsqrt(2.0 * ids.astype(p.dtype))
+            return p * factors.reshape(-1, *[1] * (p.ndim - 1))
+
+        return jax.tree_util.tree_map_with_path(scale, params)
+
+    @nn.nowrap
+    def partition_table(self) -> Table:
+        """Returns the rows of this module's parameters."""
+        rows = self.block(parent=None).partition_table()
+        return prefixed("blocks", tuple((path, ("layers", *axes)) for path, axes in rows))
