@@ -9,13 +9,11 @@ it after reading counts as damaged, like what cannot be read.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jepa.errors import UserError
+from jepa.training import disk
 from jepa.training.state import TrainState
 
 log = logging.getLogger("jepa")
@@ -75,7 +74,7 @@ class Checkpoints:
                     get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
                 )
             )
-        with _disk_errors(self.directory):
+        with disk.room_for(self.directory):
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
@@ -122,7 +121,7 @@ class Checkpoints:
           UserError: if this or the previous save found no room on the disk.
         """
         fingerprint = int(_fingerprint(state))
-        with _disk_errors(self.directory):
+        with disk.room_for(self.directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -136,13 +135,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until everything is on disk; raises UserError if it did not fit."""
-        with _disk_errors(self.directory):
+        with disk.room_for(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
         """Waits for the last save and releases Orbax's threads."""
-        with _disk_errors(self.directory):
+        with disk.room_for(self.directory):
             self._manager.close()
 
     def restore_latest(self, shapes: TrainState) -> Restored | None:
@@ -206,7 +205,7 @@ class Checkpoints:
         self._manager.reload()
 
 
-def restore_params(directory: str | Path, step: int | None, shapes: TrainState) -> Restored:
+def restore(directory: str | Path, step: int | None, shapes: TrainState) -> Restored:
     """Returns one checkpoint for evaluation; None as `step` means the latest readable one.
 
     Raises:
@@ -256,34 +255,3 @@ def _bits(x: jax.Array) -> jax.Array:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
-
-
-_FULL = ("no space left", "disk quota exceeded", "file too large", "enospc")
-
-
-def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        if any(words in str(error).lower() for words in _FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-@contextlib.contextmanager
-def _disk_errors(directory: Path) -> Iterator[None]:
-    """Turns "no space left on device", however deep, into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if not _is_full(error):
-            raise
-        raise UserError(
-            f"There is no room on the disk of {directory} for a checkpoint; free some and start "
-            "again, the run goes on from the last complete one."
-        ) from error
-
-

@@ -7,6 +7,7 @@ program, `checkpoints` the saves, `report` the lines.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from jepa.errors import UserError
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
-from jepa.training import flops, metrics, optimizer, workdir
+from jepa.training import disk, flops, metrics, optimizer, workdir
 from jepa.training.checkpoints import Checkpoints
 from jepa.training.profiling import Profiler
 from jepa.training.progress import Clock, Progress
@@ -29,6 +30,8 @@ from jepa.training.state import Initializer, TrainState
 from jepa.training.step import TrainStep, compile_step, global_spec
 from jepa.training.stopping import Stop
 from jepa.training.stream import Prefetch, Stream, TrainLoader, put
+
+log = logging.getLogger("jepa")
 
 Evaluator = Callable[[TrainState], Mapping[str, float]]
 
@@ -172,7 +175,7 @@ def train(
 
     evaluation: dict[str, float] = {}
     try:
-        with Stop() as stop:
+        with Stop() as stop, disk.room_for(directory):
             for done in range(start + 1, steps + 1):
                 profiler.before(done)
                 begin = time.perf_counter()
@@ -205,14 +208,11 @@ def train(
                     break
             with clock.on("save"):
                 checkpoints.wait()
+                writer.flush()
     except UserError as error:
         raise UserError(f"{error} {_last_checkpoint(checkpoints)}") from error
     finally:
-        profiler.close()
-        progress.close()
-        stream.close()
-        writer.close()
-        checkpoints.close()
+        _close(profiler, progress, stream, writer, checkpoints)
 
     if done < steps:
         progress.line(f"stopped by {stop.signal} at step {done}; saved, run again to go on")
@@ -222,6 +222,15 @@ def train(
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
+
+
+def _close(*parts: Any) -> None:
+    """Closes everything; whatever mattered was waited for before, and an error may be on its way."""
+    for part in parts:
+        try:
+            part.close()
+        except Exception as error:
+            log.warning("could not close %s: %s", type(part).__name__, error)
 
 
 def _last_checkpoint(checkpoints: Checkpoints) -> str:
