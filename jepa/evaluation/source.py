@@ -1,0 +1,118 @@
+"""Where the suite gets clips, texts and classes: a narrow view of `jepa.data`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from jepa.data import images, tokenize
+from jepa.data.config import DataConfig
+from jepa.data.dataset import Dataset
+from jepa.data.evalset import EvalSet
+from jepa.data.schema import Record
+from jepa.errors import UserError
+
+
+class Source(Protocol):
+    """What the suite needs of data."""
+
+    attributes: Mapping[str, Mapping[str, Sequence[str]]]
+    caption_query: str
+
+    def records(self, split: str) -> Sequence[Record]:
+        """Returns the records of a split in order, without encoded video."""
+
+    def clips(self, split: str, control: str, limit: int) -> Iterator[tuple[int, Any]]:
+        """Yields (valid count, video stream) over the first `limit` clips, in order."""
+
+    def frames(self, split: str, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        """Returns uint8 RGB frames `[T, H, W, 3]` of some clips, as the model sees them."""
+
+    def encode_queries(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns the stream `query` of these texts."""
+
+    def encode_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns the stream `text` of these texts."""
+
+
+class DatasetSource:
+    """The dataset of a `data` section.
+
+    Texts are always tokenized here, also where training reads cached features: class texts and
+    candidate answers need not be among the texts that were cached.
+
+    Attributes:
+      attributes: label -> value -> class texts; empty for a dataset that defines none.
+      caption_query: the query that asks for a caption: the config's first, else the dataset's.
+    """
+
+    def __init__(self, data_config: DataConfig | Mapping[str, Any], batch_size: int = 32):
+        """Opens the dataset.
+
+        Args:
+          data_config: the `data` section.
+          batch_size: clips decoded at once.
+        """
+        config = DataConfig.parse(data_config)
+        # A cache would decode the whole of a split for the few clips that are looked at.
+        self._config = dataclasses.replace(config, cache="none", text_features=None)
+        self._batch_size = batch_size
+        self._sets: dict[str, EvalSet] = {}
+        path = config.sources[0][0]
+        self.attributes: Mapping[str, Mapping[str, Sequence[str]]] = {}
+        queries = config.caption_query
+        if path.startswith(images.PREFIX):
+            queries = queries or (images.QUERY,)
+        else:
+            dataset = Dataset.open(path)
+            self.attributes = dataset.attributes
+            queries = queries or tuple(dataset.caption_queries)
+        if not queries:
+            raise UserError(
+                "data.caption_query is empty and the dataset names none; set it to the question "
+                "that a caption answers"
+            )
+        self.caption_query = queries[0]
+        directory = None if path.startswith(images.PREFIX) else path
+        self._query, self._target = (
+            tokenize.Tokenizer(tokenize.find_tokenizer(name, directory), length)
+            for name, length in (
+                (config.query_tokenizer or config.tokenizer, config.query_length),
+                (config.tokenizer, config.text_length),
+            )
+        )
+
+    def records(self, split: str) -> Sequence[Record]:
+        """Returns the records of a split in order, without encoded video."""
+        if split not in self._sets:
+            self._sets[split] = EvalSet(self._config, split)
+        return self._sets[split].records
+
+    def clips(self, split: str, control: str, limit: int) -> Iterator[tuple[int, Any]]:
+        """Yields (valid count, video stream) over the first `limit` clips, in order."""
+        config = dataclasses.replace(self._config, frame_control=control)
+        yield from EvalSet(config, split, limit).batches(self._batch_size)
+
+    def frames(self, split: str, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        """Returns uint8 RGB frames `[T, H, W, 3]` of some clips, as the model sees them."""
+        if not indices:
+            return {}
+        config = dataclasses.replace(self._config, pixels="rgb", frame_control="none")
+        wanted, found, start = set(indices), {}, 0
+        for valid, video in EvalSet(config, split, max(wanted) + 1).batches(self._batch_size):
+            for row in range(valid):
+                if start + row in wanted:
+                    found[start + row] = np.array(video[row])
+            start += valid
+        return found
+
+    def encode_queries(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns the stream `{"ids", "mask"}` of these texts."""
+        return self._query(texts)
+
+    def encode_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns the stream `{"ids", "mask", "hash"}` of these texts."""
+        return {**self._target(texts), "hash": tokenize.text_hashes(texts)}
