@@ -41,8 +41,11 @@ def new_directory(path: Path, *, replace: bool) -> Iterator[Path]:
             os.rename(temporary, path)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            with contextlib.suppress(FileExistsError, OSError if path.exists() else ()):
+            try:
                 os.rename(temporary, path)
+            except OSError:
+                if not path.exists():
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -114,8 +117,9 @@ class TextFeatures:
         """
         features = np.asarray(features)
         if features.ndim != 2 or len(features) != len(texts):
-            raise UserError(f"{len(texts)} texts need features [{len(texts)}, F], not "
-                            f"{list(features.shape)}")  # fmt: skip
+            raise UserError(
+                f"{len(texts)} texts need features [{len(texts)}, F], not {list(features.shape)}"
+            )
         if features.dtype not in (np.float16, np.float32):
             raise UserError(f"text features must be float16 or float32, not {features.dtype}")
         if not np.isfinite(features).all():

@@ -136,17 +136,14 @@ class _Reader:
         return self._frame
 
     def _keyframes(self) -> list[tuple[float, int]]:
-        """(seconds, index timestamp) of the keyframes that the container's index lists."""
+        """(seconds, timestamp) at which the keyframes in the container's index are shown."""
         entries = self._stream.index_entries
         if not len(entries):
             return []
         # The index counts decoding time, which runs ahead of display by the reordering delay.
         delay = self._first - entries[0].timestamp
-        return [
-            ((e.timestamp + delay - self._first) * self._tick, e.timestamp)
-            for e in entries
-            if e.is_keyframe
-        ]
+        shown = [entry.timestamp + delay for entry in entries if entry.is_keyframe]
+        return [((timestamp - self._first) * self._tick, timestamp) for timestamp in shown]
 
     def _jump(self, time: float) -> None:
         """Move to a keyframe at or before `time` if that skips frames."""

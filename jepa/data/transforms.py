@@ -89,16 +89,17 @@ class Converter:
 
     def __call__(self, frame: av.VideoFrame) -> Planes:
         """Planes of one frame; rotated upright where the file asks for it."""
-        turns = round(frame.rotation / 90) % 4
-        if self.size is None:
-            planes = native(frame)
-        elif self.box is not None:
-            planes = crop_resize(native(frame), self.box, self.size, self.pixels)
-        else:
-            planes = self._centre(frame, self.size)
-        return {k: np.rot90(v, turns) for k, v in planes.items()} if turns else planes
+        whole = self.size is None or self.box is not None
+        planes = native(frame) if whole else self._centre(frame, self.size)
+        turns = round(frame.rotation / 90) % 4  # counterclockwise, as the player would
+        if turns:
+            planes = {name: np.rot90(plane, turns) for name, plane in planes.items()}
+        if self.size is None or self.box is None:
+            return planes
+        return crop_resize(planes, self.box, self.size, self.pixels)
 
-    def _centre(self, frame: av.VideoFrame, size: int) -> Planes:
+    def _centre(self, frame: av.VideoFrame, size: int | None) -> Planes:
+        assert size is not None
         short = min(frame.height, frame.width)
         # Even, so that the centre can be cut out of 4:2:0 planes.
         height, width = (

@@ -1,0 +1,180 @@
+"""Batches from positions: which text, which frames, and what stands in for the unreadable.
+
+B batch, K query length, L text length, F features of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jepa.data import sampling, tokenize, transforms
+from jepa.data.cache import TextFeatures
+from jepa.data.clips import Clips
+from jepa.data.config import DataConfig
+from jepa.data.sampling import Purpose
+from jepa.data.schema import Record
+from jepa.errors import UserError
+
+# So many records drawn in place of one unreadable record, all unreadable, is no accident.
+_ATTEMPTS = 16
+
+
+class Texts:
+    """Chooses the query and the target of a record and makes arrays of them."""
+
+    def __init__(self, config: DataConfig, directory: Any | None):
+        """`directory`: of the dataset whose own tokenizer `tokenizer="dataset"` means, or None."""
+        path = tokenize.find_tokenizer(config.tokenizer, directory)
+        query_path = tokenize.find_tokenizer(config.query_tokenizer or config.tokenizer, directory)
+        self.target = tokenize.Tokenizer(path, config.text_length)
+        self.query = tokenize.Tokenizer(query_path, config.query_length)
+        self.features = TextFeatures(config.text_features) if config.text_features else None
+        weights = config.tasks
+        total = sum(weights.values())
+        self._captions = weights.get("caption", 0.0) / total
+        self._levels = config.caption_levels
+
+    def choose(
+        self, record: Record, caption_queries: Sequence[str], uniforms: Sequence[float]
+    ) -> tuple[str, str]:
+        """The (query, target) of a record.
+
+        Args:
+            record: With captions or questions.
+            caption_queries: Queries that ask for a caption.
+            uniforms: Three numbers in [0, 1): for the task, the query and the target.
+
+        Raises:
+            UserError: the record has no text that may be a target, or there is no caption query.
+        """
+        levels = self._levels
+        captions = [c.text for c in record.captions if not levels or c.level in levels]
+        questions = record.questions
+        if not captions and not questions:
+            raise UserError(
+                f"record {record.key!r} has no question and no caption"
+                + (f" of data.caption_levels={levels}" if levels else "")
+                + "; remove it from the dataset or name other levels"
+            )
+        if not questions or (captions and uniforms[0] < self._captions):
+            if not caption_queries:
+                raise UserError(
+                    "data.caption_query is empty and the dataset names no query either; set it "
+                    "to a question that a caption answers"
+                )
+            return _pick(caption_queries, uniforms[1]), _pick(captions, uniforms[2])
+        question = _pick(questions, uniforms[2])
+        return question.query, question.answer
+
+    def streams(self, queries: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+        """The streams `query` and `text` of B pairs."""
+        if self.features is not None:
+            text = {"features": self.features(targets)}
+        else:
+            text = self.target(targets)
+        text["hash"] = tokenize.text_hashes(targets)
+        return {"query": self.query(queries), "text": text}
+
+
+def _pick(items: Sequence[Any], uniform: float) -> Any:
+    return items[int(uniform * len(items))]
+
+
+class Assembler:
+    """Host batches as a pure function of (seed, positions, picks); picklable."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        clips: Sequence[Clips],
+        caption_queries: Sequence[Sequence[str]],
+        texts: Texts,
+        seed: int,
+    ):
+        self.config, self.clips, self.texts = config, list(clips), texts
+        self._queries = list(caption_queries)
+        self._seed = seed
+
+    def __call__(
+        self, positions: np.ndarray, sets: np.ndarray, numbers: np.ndarray
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Make the batch of B samples.
+
+        A record that cannot be decoded is replaced by another of its dataset, drawn by a hash of
+        (seed, position, attempt): the replacement, too, is the same everywhere.
+
+        Args:
+            positions: int64 [B], places in the global order.
+            sets: int [B], which dataset.
+            numbers: int [B], which record of it.
+
+        Returns:
+            The batch, and the unreadable records: {`dataset number:record number`: reason}.
+
+        Raises:
+            UserError: a record has no text, or replacements were unreadable again and again.
+        """
+        config = self.config
+        batch = len(positions)
+        blank = config.frame_control == "blank"
+        video = transforms.empty((batch, config.frames), config.size, config.pixels, grey=blank)
+        records: list[Any] = [None] * batch
+        unreadable: dict[str, str] = {}
+        numbers = np.array(numbers)
+        pending = np.arange(batch)
+        for attempt in range(_ATTEMPTS):
+            failed: list[int] = []
+            for which in np.unique(sets[pending]).tolist():
+                rows = pending[sets[pending] == which]
+                found, reasons = self.clips[which].load(numbers[rows], positions[rows], video, rows)
+                for row, record in zip(rows.tolist(), found, strict=True):
+                    records[row] = record
+                for i, reason in reasons.items():
+                    unreadable[f"{which}:{numbers[rows[i]]}"] = reason
+                    failed.append(int(rows[i]))
+            if not failed:
+                break
+            pending = np.array(sorted(failed))
+            draws = sampling.uniform(
+                self._seed, positions[pending], int(Purpose.REPLACEMENT) + attempt
+            )
+            sizes = np.array([len(self.clips[which]) for which in sets[pending]])
+            numbers[pending] = (draws * sizes).astype(numbers.dtype)
+        else:
+            raise UserError(
+                f"{_ATTEMPTS} records in a row cannot be decoded, among them "
+                f"{'; '.join(list(unreadable.values())[:3])}; check the dataset"
+            )
+        made = self._streams(records, sets, positions)
+        return {"video": transforms.stream(video), **made}, unreadable
+
+    def _streams(
+        self, records: Sequence[Record], sets: np.ndarray, positions: np.ndarray
+    ) -> dict[str, Any]:
+        purposes = np.array([Purpose.TASK, Purpose.QUERY, Purpose.TARGET])
+        draws = sampling.uniform(self._seed, positions[:, None], purposes).tolist()
+        pairs = [
+            self.texts.choose(record, self._queries[which], draw)
+            for record, which, draw in zip(records, sets.tolist(), draws, strict=True)
+        ]
+        queries, targets = zip(*pairs, strict=True)
+        return self.texts.streams(queries, targets)
+
+
+def spec(config: DataConfig, texts: Texts, batch: int) -> dict[str, Any]:
+    """Shapes and types of a batch, as `(shape, dtype name)` leaves."""
+    planes: Mapping[str, tuple[int, ...]] = transforms.shapes(config.size, config.pixels)
+    video: Any = {k: ((batch, config.frames, *s), "uint8") for k, s in planes.items()}
+    query, length = (batch, config.query_length), (batch, config.text_length)
+    if texts.features is not None:
+        text = {"features": ((batch, texts.features.width), "float32")}
+    else:
+        text = {"ids": (length, "int32"), "mask": (length, "bool")}
+    return {
+        "video": video.get("rgb", video),
+        "query": {"ids": (query, "int32"), "mask": (query, "bool")},
+        "text": {**text, "hash": ((batch,), "int32")},
+    }

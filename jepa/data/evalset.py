@@ -1,0 +1,96 @@
+"""One split in its own order, seen the same way every time: for evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from jepa.data import sources, transforms
+from jepa.data.clips import View, check_unreadable
+from jepa.data.config import DataConfig
+from jepa.data.schema import Record
+
+
+class EvalSet:
+    """The clips of one split, each once and in order: middle window, centre crop, unmirrored.
+
+    `data.frame_control` applies as in training; its random numbers depend on the record alone.
+
+    Attributes:
+        records: The records in order, without their encoded bytes.
+        dataset: The opened source (`sources.Source`).
+        texts: The tokenizers of the config (`texts.query`, `texts.target`) and the features.
+        caption_queries: Queries that ask for a caption.
+        unreadable: {record index: reason}; their clips are mid-grey and they are logged.
+    """
+
+    def __init__(
+        self, data_config: DataConfig | Mapping[str, Any], split: str, limit: int | None = None
+    ):
+        """Open; `limit` takes the first records only.
+
+        Raises:
+            UserError: a bad key, a missing or empty split, or a mixture (name one path).
+        """
+        config = DataConfig.parse(data_config)
+        self._config = config
+        # Of a mixture, the first set is the one that is evaluated.
+        path = config.sources[0][0]
+        self.dataset = sources.open_source(path, split)
+        self.texts = sources.open_texts(config, [self.dataset])
+        self.caption_queries = sources.caption_queries(config, self.dataset)
+        self._clips = sources.open_clips(self.dataset, View(config, seed=0, random=False))
+        count = len(self._clips) if limit is None else min(limit, len(self._clips))
+        self.records: list[Record] = [
+            self.dataset.split.record(i, video=False) for i in range(count)
+        ]
+        self.unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[int, np.ndarray | transforms.Planes]]:
+        """Yield `(valid, video)`: the video stream of `batch_size` clips, the first `valid` real.
+
+        The last batch is padded with mid-grey clips, so that every batch has the same shape.
+
+        Raises:
+            UserError: more than `data.max_bad_fraction` of the split cannot be decoded.
+        """
+        starts = range(0, len(self), batch_size)
+        threads = 1 if self._config.cache != "none" else os.cpu_count() or 1
+        with ThreadPoolExecutor(threads) as pool:
+            ahead: deque[Any] = deque()
+            for start in starts:
+                ahead.append(pool.submit(self._batch, start, batch_size))
+                if len(ahead) > threads:
+                    yield self._noted(*ahead.popleft().result())
+            while ahead:
+                yield self._noted(*ahead.popleft().result())
+
+    def _batch(self, start: int, size: int) -> tuple[int, Any, dict[int, str]]:
+        numbers = np.arange(start, min(start + size, len(self)))
+        config = self._config
+        video = transforms.empty((size, config.frames), config.size, config.pixels, grey=True)
+        rows = np.arange(len(numbers))
+        _, failed = self._clips.load(numbers, numbers, video, rows)
+        for i in failed:
+            grey = transforms.empty((config.frames,), config.size, config.pixels, grey=True)
+            for name, plane in grey.items():
+                video[name][i] = plane
+        reasons = {int(numbers[i]): reason for i, reason in failed.items()}
+        return len(numbers), transforms.stream(video), reasons
+
+    def _noted(self, valid: int, video: Any, reasons: dict[int, str]) -> tuple[int, Any]:
+        for number, reason in reasons.items():
+            if number not in self.unreadable:
+                logging.warning("unreadable, its clip is grey in this evaluation: %s", reason)
+        self.unreadable.update(reasons)
+        check_unreadable(self.unreadable.values(), len(self), self._config.max_bad_fraction)
+        return valid, video

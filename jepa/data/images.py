@@ -1,0 +1,130 @@
+"""Image sets by their TFDS name, as records of one frame. TensorFlow is not imported.
+
+TFDS reads sets that were prepared as ArrayRecord (`file_format="array_record"`) without it. The
+encoded images are passed on as they are and decoded like every other clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import Any
+
+from jepa.data.schema import Caption, Record
+from jepa.errors import UserError
+
+PREFIX = "tfds:"
+QUERY = "What is in the picture?"
+_CODECS = {b"\xff\xd8": "mjpeg", b"\x89P": "png", b"RI": "webp", b"GI": "gif"}
+
+
+class ImageSplit:
+    """One split of a prepared TFDS set, with the interface of `dataset.Split`.
+
+    Every image is captioned "a photo of a CLASS" and has the label `class`, by the set's `label`
+    feature (or the first feature with class names). Picklable: each process opens it anew.
+    """
+
+    def __init__(self, name: str, split: str):
+        """Open.
+
+        Args:
+            name: TFDS name, with config and version if need be (`imagenet2012:5.1.0`). The data
+                directory is TFDS's own (`TFDS_DATA_DIR`).
+            split: TFDS split, slices such as `train[:1%]` included.
+
+        Raises:
+            UserError: tensorflow-datasets is not installed, the set is not prepared as ArrayRecord,
+                or it has no image or no class label.
+        """
+        self._name, self.name = name, split
+        self._lock = threading.Lock()
+        self._open()
+        features = self._source.dataset_info.features
+        self._image = _named(features, "image", "Image", name)
+        self._label = _named(features, "label", "ClassLabel", name)
+        self._classes = [str(c).replace("_", " ") for c in features[self._label].names]
+        info = f"{self._source.dataset_info.full_name} {split} {len(self)}"
+        self.digest = hashlib.blake2b(info.encode(), digest_size=16).hexdigest()
+
+    def _open(self) -> None:
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise UserError(
+                f"data.path is '{PREFIX}{self._name}', which needs tensorflow-datasets "
+                f"({error}); run `pip install tensorflow-datasets`"
+            ) from error
+        try:
+            builder = tfds.builder(self._name, try_gcs=False)
+            image = {
+                key: tfds.decode.SkipDecoding()
+                for key, feature in builder.info.features.items()
+                if type(feature).__name__ == "Image"
+            }
+            self._source = builder.as_data_source(split=self.name, decoders=image)
+            len(self._source)
+        except Exception as error:  # TFDS raises many types for "not there" and "no such split"
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise UserError(
+                f"the TFDS set {self._name!r}, split {self.name!r}, cannot be read "
+                f"({type(error).__name__}: {reason}); prepare it with file_format='array_record' "
+                "and set TFDS_DATA_DIR to where it lies"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_source", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def record(self, index: int, video: bool = True) -> Record:
+        """The image at `index` as a record; with `video=False` without its bytes."""
+        with self._lock:
+            example = self._source[index]
+        data = bytes(example[self._image])
+        label = self._classes[int(example[self._label])]
+        height, width = _size(data)
+        article = "an" if label[:1].lower() in "aeiou" else "a"
+        return Record(
+            key=f"{self._name}/{self.name}/{index}",
+            video=data if video else b"",
+            width=width,
+            height=height,
+            frames=1,
+            fps=0.0,
+            media="image",
+            codec=_CODECS.get(data[:2], "unknown"),
+            colour_range="pc",
+            captions=(Caption("class", f"a photo of {article} {label}", "brief"),),
+            labels={"class": label},
+            source=f"{PREFIX}{self._name}",
+        )
+
+
+def _named(features: Any, usual: str, kind: str, name: str) -> str:
+    found = [key for key, feature in features.items() if type(feature).__name__ == kind]
+    if not found:
+        raise UserError(
+            f"the TFDS set {name!r} has no {kind} feature; choose a set of labelled images"
+        )
+    return usual if usual in found else found[0]
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """(height, width) of an encoded image, read from its header; (1, 1) where it has none."""
+    import io
+
+    import av
+
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            stream = container.streams.video[0]
+            return stream.height, stream.width
+    except (av.error.FFmpegError, IndexError):
+        return 1, 1

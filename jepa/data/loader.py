@@ -1,0 +1,238 @@
+"""Train batches in an order that depends on (seed, step) alone. The one module that imports Grain.
+
+Grain gives the global order (shuffle, repeat, mix), the threads and the worker processes. The batch
+at step k is made of positions k B .. k B + B - 1 of that order; each host makes a contiguous part
+of it, so that the global array is the same, row by row, on any number of hosts. (Grain's
+ElasticIterator deals rows out in turn, which permutes them with the number of hosts.) Every random
+choice of a sample is a hash of (seed, position); see `sampling`.
+
+B global batch, b = B / hosts rows of this host.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from jepa.data import assemble, sampling, sources
+from jepa.data.assemble import Assembler
+from jepa.data.clips import View, check_unreadable
+from jepa.data.config import DataConfig
+from jepa.data.sampling import Purpose
+from jepa.errors import UserError
+
+# Below so many samples drawn, a share of unreadable ones says little about the dataset.
+_FAIR_SAMPLE = 1000
+_POSITION = "position"
+
+
+class Order:
+    """The endless global order: position -> (dataset, record). Picklable.
+
+    Each dataset is shuffled anew in each of its epochs; within an epoch every record comes once.
+    Datasets alternate by weight in a fixed pattern.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
+        parts = [
+            grain.MapDataset.source(_Pairs(which, size))
+            .shuffle(int(sampling.bits(seed, which, Purpose.ORDER) >> np.uint64(33)))
+            .repeat()
+            for which, size in enumerate(sizes)
+        ]
+        self._order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(dataset int64 [B], record int64 [B]) at `positions` [B]."""
+        pairs = np.array([self._order[position] for position in positions.tolist()], np.int64)
+        return pairs[:, 0], pairs[:, 1]
+
+
+class _Pairs:
+    """(dataset, record) for every record of one dataset, as a Grain source."""
+
+    def __init__(self, which: int, size: int):
+        self._which, self._size = which, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self._which, int(index)
+
+
+class _Batches:
+    """Host batches from a position on, as a Grain source of random access; picklable."""
+
+    def __init__(
+        self, assembler: Assembler, order: Order, first: int, stride: int, offset: int, rows: int
+    ):
+        self._assembler, self._order = assembler, order
+        self._first, self._stride, self._offset, self._rows = first, stride, offset, rows
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[str, str]]:
+        start = self._first + int(index) * self._stride + self._offset
+        positions = np.arange(start, start + self._rows)
+        return self._assembler(positions, *self._order(positions))
+
+
+class TrainLoader:
+    """Endless iterator of host-local batches (nested dicts of NumPy arrays); see CONFIG keys.
+
+    Attributes:
+        element_spec: `jax.ShapeDtypeStruct` of every array of a host-local batch.
+        unreadable: {record: reason} of the records that could not be decoded so far.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        assembler: Assembler,
+        order: Order,
+        *,
+        global_batch: int,
+        process_index: int,
+        process_count: int,
+    ):
+        self._config, self._assembler, self._order = config, assembler, order
+        self._global_batch = global_batch
+        self._rows = global_batch // process_count
+        self._offset = process_index * self._rows
+        self._position = 0
+        self._records = sum(len(clips) for clips in assembler.clips)
+        self._iterator: Any = None
+        self.unreadable: dict[str, str] = {}
+        self.element_spec = _structs(assemble.spec(config, assembler.texts, self._rows))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch, unreadable = next(self._iterator)
+        self._position += self._global_batch
+        self._note(unreadable)
+        return batch
+
+    def state(self) -> dict[str, int]:
+        """Samples that the batches handed out so far took from the global order, on all hosts."""
+        return {_POSITION: self._position}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go on from a `state()`, whatever host it came from and however many there were."""
+        if _POSITION not in state or int(state[_POSITION]) < 0:
+            raise UserError(f"{dict(state)} is no state of a loader; the checkpoint is damaged")
+        self.close()
+        self._position = int(state[_POSITION])
+
+    def close(self) -> None:
+        """End threads and processes. `next` would start them again."""
+        if self._iterator is not None and hasattr(self._iterator, "close"):
+            self._iterator.close()
+        self._iterator = None
+
+    def __enter__(self) -> TrainLoader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _start(self) -> Any:
+        config = self._config
+        batches = _Batches(
+            self._assembler,
+            self._order,
+            self._position,
+            self._global_batch,
+            self._offset,
+            self._rows,
+        )
+        threads = config.threads or (os.cpu_count() or 1 if config.cache == "none" else 1)
+        if config.workers:
+            threads = 1
+        read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+        dataset = grain.MapDataset.source(batches).to_iter_dataset(read)
+        if config.workers:
+            # Grain 0.2.18 reads absl flags here, which only programs under absl.app have parsed
+            # (google/grain#1355).
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(
+                num_workers=config.workers, per_worker_buffer_size=2
+            )
+            dataset = dataset.mp_prefetch(options)
+        return iter(dataset)
+
+    def _note(self, unreadable: Mapping[str, str]) -> None:
+        new = {key: reason for key, reason in unreadable.items() if key not in self.unreadable}
+        if not new:
+            return
+        for reason in new.values():
+            logging.warning("unreadable, another record stands in: %s", reason)
+        self.unreadable.update(new)
+        drawn = max(self._position, _FAIR_SAMPLE)
+        check_unreadable(
+            self.unreadable.values(), min(self._records, drawn), self._config.max_bad_fraction
+        )
+
+
+def make_train_loader(
+    data_config: DataConfig | Mapping[str, Any],
+    *,
+    global_batch: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainLoader:
+    """Open the datasets of a config for training; builds the decoded cache where one is wanted.
+
+    Args:
+        data_config: See `config.DataConfig`.
+        global_batch: B, rows over all hosts.
+        seed: Of the order and of every random choice.
+        process_index: Which part of the batch this host makes, `process_count` in all. Hosts whose
+            devices hold the same rows (a tensor axis across hosts) take the same part.
+        process_count: See `process_index`.
+
+    Raises:
+        UserError: a bad key or value, a missing or empty dataset, hosts that do not divide B.
+    """
+    config = DataConfig.parse(data_config)
+    if global_batch < 1 or global_batch % process_count:
+        raise UserError(
+            f"train.global_batch is {global_batch}, which {process_count} hosts do not divide; "
+            f"make it a multiple of {process_count}"
+        )
+    opened = [sources.open_source(path, config.split) for path, _ in config.sources]
+    texts = sources.open_texts(config, opened)
+    view = View(config, seed)
+    clips = [sources.open_clips(source, view) for source in opened]
+    queries = [sources.caption_queries(config, source) for source in opened]
+    order = Order([len(part) for part in clips], [w for _, w in config.sources], seed)
+    return TrainLoader(
+        config,
+        Assembler(config, clips, queries, texts, seed),
+        order,
+        global_batch=global_batch,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def _structs(spec: Any) -> Any:
+    # Worker processes import this module and have no use for JAX.
+    import jax
+
+    if isinstance(spec, dict):
+        return {key: _structs(value) for key, value in spec.items()}
+    shape, dtype = spec
+    return jax.ShapeDtypeStruct(shape, np.dtype(dtype))

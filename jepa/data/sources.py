@@ -1,0 +1,78 @@
+"""Opens what `data.path` and `data.mixture` name, and says where its caches and tokenizer lie."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jepa.data import images
+from jepa.data.assemble import Texts
+from jepa.data.clips import CachedClips, Clips, EncodedClips, View
+from jepa.data.config import DataConfig
+from jepa.data.dataset import Dataset
+from jepa.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split of one dataset.
+
+    Attributes:
+        split: Its records, as `dataset.Split`.
+        caption_queries: Queries that ask for a caption.
+        directory: Of its caches and its tokenizer; None where it has no place of its own.
+    """
+
+    split: Any
+    caption_queries: tuple[str, ...]
+    directory: Path | None
+
+
+def open_source(path: str, split: str) -> Source:
+    """Open a split of a dataset directory or of `tfds:NAME`.
+
+    Raises:
+        UserError: it does not exist, has no such split, or the split is empty.
+    """
+    if path.startswith(images.PREFIX):
+        found = images.ImageSplit(path.removeprefix(images.PREFIX), split)
+        source = Source(found, (images.QUERY,), None)
+    else:
+        dataset = Dataset.open(path)
+        queries = tuple(dataset.caption_queries)
+        source = Source(dataset.split(split), queries, dataset.directory)
+    if not len(source.split):
+        raise UserError(f"split {split!r} of {path} is empty; prepare the dataset again")
+    return source
+
+
+def open_texts(config: DataConfig, sources: Sequence[Source]) -> Texts:
+    """The tokenizers and features of a config; UserError where they are ambiguous or absent."""
+    own = "dataset" in (config.tokenizer, config.query_tokenizer)
+    if own and len(sources) > 1:
+        raise UserError(
+            "data.tokenizer is 'dataset', but data.mixture has several datasets, each with its "
+            "own; set it to 'minilm' or to the path of one tokenizer.json"
+        )
+    return Texts(config, sources[0].directory)
+
+
+def open_clips(source: Source, view: View) -> Clips:
+    """The clips of a source, cached as the config says (this is where a cache is built)."""
+    cache = view.config.cache
+    if cache == "none":
+        return EncodedClips(source.split, view)
+    if cache == "memory":
+        return CachedClips(source.split, view, None)
+    if source.directory is None:
+        raise UserError(
+            "data.cache is 'disk', but a TFDS set has no directory for it; set it to 'memory'"
+        )
+    return CachedClips(source.split, view, source.directory / "cache")
+
+
+def caption_queries(config: DataConfig, source: Source) -> tuple[str, ...]:
+    """The config's caption queries, else the dataset's."""
+    return config.caption_query or source.caption_queries

@@ -1,0 +1,328 @@
+"""Train batches: pure functions of (seed, step), whatever the hosts, restarts and caches."""
+
+import collections
+
+import numpy as np
+import pytest
+from loading_helpers import record, same, write
+
+from jepa.data.config import DataConfig, default_data_config
+from jepa.data.loader import make_train_loader
+from jepa.errors import UserError
+
+RECORDS = 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    records = [record(i) for i in range(RECORDS)]
+    return write(tmp_path_factory.mktemp("data") / "set", {"train": records})
+
+
+def config(path, /, **keys):
+    base = dict(
+        path=str(path), frames=4, size=32, tokenizer="dataset", query_length=6, text_length=8
+    )
+    return {**base, **keys}
+
+
+def take(loader, steps):
+    with loader:
+        return [next(loader) for _ in range(steps)]
+
+
+def words(data, stream, **keys):
+    """Texts of a tokenized stream."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(data / "tokenizer.json"))
+    rows = zip(stream["ids"], stream["mask"], strict=True)
+    return [tokenizer.decode([int(i) for i in ids[mask]]) for ids, mask in rows]
+
+
+def numbers(data, batch):
+    """Which record each row is of: the one number in its target."""
+    return [int(next(w for w in t.split() if w.isdigit())) for t in words(data, batch["text"])]
+
+
+FULL = dict(crop="random_resized", flip=True, fps=6.0)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("keys", [{}, {**FULL, "pixels": "yuv420"}, {"cache": "memory"}])
+def test_hosts_make_parts_of_the_same_global_batch(data, hosts, keys):
+    whole = take(make_train_loader(config(data, **keys), global_batch=8, seed=3), 4)
+    parts = [
+        take(
+            make_train_loader(
+                config(data, **keys), global_batch=8, seed=3, process_index=h, process_count=hosts
+            ),
+            4,
+        )
+        for h in range(hosts)
+    ]
+    for step in range(4):
+        rows = 8 // hosts
+        for host in range(hosts):
+            part = slice(host * rows, (host + 1) * rows)
+            same(_rows(whole[step], part), parts[host][step])
+
+
+def _rows(batch, part):
+    return {k: _rows(v, part) if isinstance(v, dict) else v[part] for k, v in batch.items()}
+
+
+def test_a_restart_goes_on_with_the_same_batches_on_any_number_of_hosts(data):
+    whole = take(make_train_loader(config(data), global_batch=8, seed=3), 6)
+    first = make_train_loader(config(data), global_batch=8, seed=3)
+    take(first, 3)
+    state = first.state()
+    assert state == {"position": 24}
+    second = make_train_loader(
+        config(data), global_batch=8, seed=3, process_index=1, process_count=2
+    )
+    second.restore(state)
+    for step, batch in zip(range(3, 6), take(second, 3), strict=True):
+        same(_rows(whole[step], slice(4, 8)), batch)
+
+
+def test_state_counts_what_was_handed_out_not_what_was_read_ahead(data):
+    loader = make_train_loader(config(data, threads=2), global_batch=4, seed=0)
+    assert loader.state() == {"position": 0}
+    take(loader, 1)
+    assert loader.state() == {"position": 4}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(data, workers):
+    keys = {"frames": 2, "size": 16}
+    alone = take(make_train_loader(config(data, **keys), global_batch=4, seed=3), 3)
+    loader = make_train_loader(config(data, workers=workers, **keys), global_batch=4, seed=3)
+    for one, other in zip(alone, take(loader, 3), strict=True):
+        same(one, other)
+
+
+def test_another_seed_gives_other_batches(data):
+    one, other = (
+        numbers(data, take(make_train_loader(config(data), global_batch=20, seed=s), 1)[0])
+        for s in (0, 1)
+    )
+    assert one != other
+
+
+def test_every_record_comes_once_an_epoch_in_another_order_each(data):
+    batches = take(make_train_loader(config(data), global_batch=5, seed=0), 8)
+    order = [number for batch in batches for number in numbers(data, batch)]
+    assert sorted(order[:RECORDS]) == sorted(order[RECORDS:]) == list(range(RECORDS))
+    assert order[:RECORDS] != order[RECORDS:]
+
+
+def test_a_mixture_draws_by_weight_and_each_record_of_a_set_once_an_epoch(tmp_path, data):
+    other = write(
+        tmp_path / "other",
+        {"train": [record(i, captions=(), size=48) for i in range(100, 110)]},
+    )
+    keys = config(None, mixture=((str(data), 3.0), (str(other), 1.0)), frames=1)
+    keys.pop("path")
+    keys["tokenizer"] = str(_joint(tmp_path, data, other))
+    loader = make_train_loader(keys, global_batch=8, seed=0)
+    batches = take(loader, 10)
+    found = [n for batch in batches for n in numbers(tmp_path, batch)]
+    assert sum(n >= 100 for n in found) == 20
+    assert collections.Counter(n for n in found if n >= 100) == dict.fromkeys(range(100, 110), 2)
+    assert collections.Counter(n for n in found if n < 100) == dict.fromkeys(range(RECORDS), 3)
+
+
+def _joint(directory, *sets):
+    from jepa.data.dataset import Dataset
+    from jepa.data.vocabulary import train_tokenizer
+
+    texts = [t for s in sets for t in Dataset.open(s).texts() + Dataset.open(s).queries()]
+    path = directory / "tokenizer.json"
+    path.write_text(train_tokenizer(texts))
+    return path
+
+
+def test_element_spec_is_what_comes(data):
+    import jax
+
+    for keys in ({}, {"pixels": "yuv420", "cache": "memory"}):
+        loader = make_train_loader(
+            config(data, **keys), global_batch=8, seed=0, process_index=0, process_count=2
+        )
+        (batch,) = take(loader, 1)
+        found = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+        assert found == loader.element_spec
+
+
+def test_tasks_by_weight(data):
+    def shares(tasks):
+        (batch,) = take(make_train_loader(config(data, tasks=tasks), global_batch=64, seed=0), 1)
+        return np.mean([q == "what happens ?" for q in words(data, batch["query"])])
+
+    assert shares({"caption": 1.0}) == 1
+    assert shares({"question": 1.0}) == 0
+    assert 0.1 < shares({"caption": 1.0, "question": 2.0}) < 0.6
+
+
+def test_answers_belong_to_their_questions_and_captions_to_the_levels_allowed(data):
+    keys = config(data, caption_levels=("motion",), frames=1)
+    for batch in take(make_train_loader(keys, global_batch=16, seed=0), 3):
+        pairs = zip(words(data, batch["query"]), words(data, batch["text"]), strict=True)
+        for query, target in pairs:
+            if query == "what is it ?":
+                assert target.startswith("it is")
+            elif query == "which one ?":
+                assert target.startswith("number")
+            else:
+                assert target.endswith("moves")
+
+
+def test_without_questions_captions_and_the_reverse(tmp_path):
+    records = [record(0, questions=()), record(1, captions=())]
+    path = write(tmp_path / "d", {"train": records})
+    for tasks in ({"caption": 1.0}, {"question": 1.0}):
+        (batch,) = take(make_train_loader(config(path, tasks=tasks), global_batch=2, seed=0), 1)
+        assert sorted(numbers(path, batch)) == [0, 1]
+
+
+def test_a_record_without_text_is_named(tmp_path):
+    path = write(tmp_path / "d", {"train": [record(0), record(7, captions=(), questions=())]})
+    with pytest.raises(UserError, match="clip-0007"):
+        take(make_train_loader(config(path), global_batch=2, seed=0), 1)
+
+
+def test_equal_texts_have_equal_hashes_and_others_other(data):
+    batches = take(make_train_loader(config(data, frames=1), global_batch=20, seed=0), 5)
+    seen = {}
+    for batch in batches:
+        for text, code in zip(words(data, batch["text"]), batch["text"]["hash"], strict=True):
+            assert seen.setdefault(text, code) == code
+    assert len(set(seen.values())) == len(seen) > 50
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"pixels": "yuv420", "fps": 4.0},
+        {**FULL, "pixels": "rgb"},
+        {**FULL, "pixels": "yuv420"},
+        {"frame_control": "shuffled"},
+    ],
+)
+def test_caches_give_the_same_batches_as_decoding(data, cache, keys):
+    plain = take(make_train_loader(config(data, **keys), global_batch=8, seed=1), 3)
+    # Twice, so that the second reads what the first wrote.
+    for _ in range(2):
+        loader = make_train_loader(config(data, cache=cache, **keys), global_batch=8, seed=1)
+        for one, other in zip(plain, take(loader, 3), strict=True):
+            same(one, other)
+
+
+def test_a_disk_cache_is_read_not_made_again(data, monkeypatch):
+    from jepa.data import decode
+
+    keys = config(data, cache="disk", size=16)
+    first = take(make_train_loader(keys, global_batch=8, seed=1), 1)
+
+    def refuse(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(decode, "decode_clip", refuse)
+    same(first[0], take(make_train_loader(keys, global_batch=8, seed=1), 1)[0])
+
+
+def test_frame_controls(data):
+    def frames(control, **keys):
+        loader = make_train_loader(
+            config(data, frame_control=control, **keys), global_batch=8, seed=2
+        )
+        return take(loader, 1)[0]["video"]
+
+    plain, single, shuffled = frames("none"), frames("single"), frames("shuffled")
+    assert (np.diff(plain[..., 0].mean((2, 3)), axis=1) > 0).all()
+    assert (single == single[:, :1]).all()
+    assert {int(np.flatnonzero((plain[i] == single[i, 0]).all((1, 2, 3)))[0]) for i in range(8)}
+    order = np.argsort(shuffled[..., 0].mean((2, 3)), axis=1)
+    for row in range(8):
+        np.testing.assert_array_equal(shuffled[row, order[row]], plain[row])
+    assert (order != np.arange(4)).any()
+    assert (frames("blank") == 128).all()
+    blank = frames("blank", pixels="yuv420")
+    assert (blank["y"] == 126).all() and (blank["uv"] == 128).all()
+
+
+# What a user can get wrong.
+
+
+def damaged(number):
+    whole = record(number)
+    return record(number, video=whole.video[: len(whole.video) // 2])
+
+
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+def test_unreadable_videos_are_replaced_alike_everywhere_counted_and_logged(
+    tmp_path, cache, caplog
+):
+    records = [damaged(i) if i in (3, 11) else record(i) for i in range(RECORDS)]
+    path = write(tmp_path / "d", {"train": records})
+    keys = config(path, cache=cache, max_bad_fraction=0.1)
+    loader = make_train_loader(keys, global_batch=20, seed=0)
+    batches = take(loader, 3)
+    found = [n for batch in batches for n in numbers(path, batch)]
+    assert not {3, 11} & set(found) and len(found) == 60
+    assert len(loader.unreadable) == 2
+    assert "clip-0003" in caplog.text and caplog.text.count("clip-0003") == 1
+    half = make_train_loader(keys, global_batch=20, seed=0, process_index=1, process_count=2)
+    same(_rows(batches[0], slice(10, 20)), take(half, 1)[0])
+
+
+def test_too_many_unreadable_videos_stop_the_run(tmp_path):
+    records = [damaged(i) if i < 2 else record(i) for i in range(RECORDS)]
+    path = write(tmp_path / "d", {"train": records})
+    for cache in ("none", "memory"):
+        with pytest.raises(UserError, match="clip-000.*max_bad_fraction|max_bad.*clip-000"):
+            take(make_train_loader(config(path, cache=cache), global_batch=20, seed=0), 1)
+
+
+def test_nothing_but_unreadable_videos(tmp_path):
+    path = write(tmp_path / "d", {"train": [damaged(i) for i in range(3)]})
+    with pytest.raises(UserError, match="cannot be decoded"):
+        take(make_train_loader(config(path, max_bad_fraction=0.9), global_batch=2, seed=0), 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"sise": 3}, "sise"),
+        ({"frames": 0}, "frames"),
+        ({"pixels": "bgr"}, "pixels"),
+        ({"pixels": "yuv420", "size": 33}, "size"),
+        ({"tasks": {"captions": 1}}, "tasks"),
+        ({"mixture": (("a", 1.0),)}, "path"),
+        ({"cache": "memory", "workers": 1}, "workers"),
+        ({"tokenizer": "/nowhere"}, "tokenizer"),
+        ({"text_features": "/nowhere"}, "text_features"),
+        ({"split": "test"}, "test"),
+        ({"path": "/nowhere"}, "nowhere"),
+    ],
+)
+def test_mistakes_are_named(data, keys, named):
+    with pytest.raises(UserError, match=named):
+        make_train_loader(config(data, **keys), global_batch=8, seed=0)
+
+
+def test_hosts_must_divide_the_batch(data):
+    with pytest.raises(UserError, match="global_batch"):
+        make_train_loader(config(data), global_batch=8, seed=0, process_count=3)
+
+
+def test_defaults_parse_and_take_flags():
+    values = default_data_config()
+    values.path = "somewhere"
+    values.fps = 4.0
+    values.tasks.question = 0.0
+    parsed = DataConfig.parse(values)
+    assert parsed.fps == 4.0 and parsed.text_features is None and parsed.tasks["question"] == 0.0
