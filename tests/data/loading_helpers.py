@@ -65,24 +65,24 @@ def mp4(
 def record(number: int, *, count: int = 12, video: bytes | None = None, **fields) -> Record:
     """A record with four captions and two questions that name its number."""
     size = fields.pop("size", 64)
-    values = dict(
-        key=f"clip-{number:04d}",
-        video=mp4(pictures(count, size, size, seed=number)) if video is None else video,
-        width=size,
-        height=size,
-        frames=count,
-        fps=8.0,
-        captions=(
+    values = {
+        "key": f"clip-{number:04d}",
+        "video": mp4(pictures(count, size, size, seed=number)) if video is None else video,
+        "width": size,
+        "height": size,
+        "frames": count,
+        "fps": 8.0,
+        "captions": (
             Caption("b", f"thing {number}", "brief"),
             Caption("m", f"thing {number} moves", "motion"),
             Caption("f0", f"thing {number} moves right", "full"),
             Caption("f1", f"right moves thing {number}", "full"),
         ),
-        questions=(
+        "questions": (
             Question("q0", "what is it?", f"it is {number}"),
             Question("q1", "which one?", f"number {number}"),
         ),
-    )
+    }
     return Record(**{**values, **fields})
 
 

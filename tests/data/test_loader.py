@@ -20,9 +20,14 @@ def data(tmp_path_factory):
 
 
 def config(path, /, **keys):
-    base = dict(
-        path=str(path), frames=4, size=32, tokenizer="dataset", query_length=6, text_length=8
-    )
+    base = {
+        "path": str(path),
+        "frames": 4,
+        "size": 32,
+        "tokenizer": "dataset",
+        "query_length": 6,
+        "text_length": 8,
+    }
     return {**base, **keys}
 
 
@@ -45,7 +50,7 @@ def numbers(data, batch):
     return [int(next(w for w in t.split() if w.isdigit())) for t in words(data, batch["text"])]
 
 
-FULL = dict(crop="random_resized", flip=True, fps=6.0)
+FULL = {"crop": "random_resized", "flip": True, "fps": 6.0}
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
