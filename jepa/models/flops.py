@@ -1,0 +1,133 @@
+"""Analytic floating-point operations of a forward pass, for one example.
+
+A multiplication and an addition are two operations. Only matrix products are counted (norms,
+activations, softmax and table look-ups are not), and attention over all pairs of tokens, since
+every model here looks both ways; a causal mask saves nothing in what is computed. A backward pass
+through everything costs twice a forward pass.
+
+These counts, not a compiler's, are what utilisation is relative to: XLA counts the body of a
+scanned stack once, whatever its depth.
+"""
+
+from __future__ import annotations
+
+from jepa.models.llama import LlamaStack
+from jepa.models.minilm import MiniLM
+from jepa.models.text import TextTransformer
+from jepa.models.vit import VideoTransformer
+from jepa.models.vl_jepa import Predictor, SharedHead
+
+
+def linear(rows: int, inputs: int, outputs: int) -> float:
+    """A product of `[rows, inputs]` and `[inputs, outputs]`."""
+    return 2.0 * rows * inputs * outputs
+
+
+def blocks(
+    *,
+    tokens: int,
+    depth: int,
+    width: int,
+    heads: int,
+    mlp_width: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    gated: bool = False,
+) -> float:
+    """A stack of transformer blocks over `tokens` tokens.
+
+    Args:
+      tokens: N.
+      depth: number of blocks.
+      width: D.
+      heads: number of query heads.
+      mlp_width: hidden width of the MLP.
+      kv_heads: number of key and value heads; as many as `heads` when None.
+      head_dim: width / heads when None.
+      gated: whether the MLP has a third matrix (SwiGLU).
+    """
+    head_dim = head_dim or width // heads
+    projected = (heads + 2 * (kv_heads or heads)) * head_dim
+    attention = (
+        linear(tokens, width, projected)
+        + 2 * linear(tokens, tokens, heads * head_dim)
+        + linear(tokens, heads * head_dim, width)
+    )
+    mlp = (3 if gated else 2) * linear(tokens, width, mlp_width)
+    return depth * (attention + mlp)
+
+
+def video_transformer(
+    model: VideoTransformer, frames: int, height: int, width: int, *, visible: int | None = None
+) -> float:
+    """One video of this size in pixels; `visible` is the number of tokens seen, all when None.
+
+    All tubelets are embedded, even those that are then dropped.
+    """
+    rows, high, wide = model.grid(frames, height, width)
+    tokens = rows * high * wide
+    cube = model.tubelet * model.patch**2 * 3
+    return linear(tokens, cube, model.width) + blocks(
+        tokens=tokens if visible is None else visible,
+        depth=model.depth,
+        width=model.width,
+        heads=model.heads,
+        mlp_width=model.mlp_width(),
+    )
+
+
+def llama(model: LlamaStack | Predictor, tokens: int) -> float:
+    """One sequence of `tokens` tokens (with a `Predictor`, through its Llama blocks only)."""
+    return blocks(
+        tokens=tokens,
+        depth=model.depth,
+        width=model.width,
+        heads=model.heads,
+        mlp_width=model.mlp_width,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        gated=True,
+    )
+
+
+def predictor(
+    model: Predictor, *, visual_tokens: int, visual_width: int, query_length: int
+) -> float:
+    """One prediction from `[visual_tokens, visual_width]` and a query of `query_length` ids."""
+    table_width = model.table_width or model.width
+    table = 0.0
+    if table_width != model.width:
+        table = linear(query_length, table_width, model.width)
+    return (
+        linear(visual_tokens, visual_width, model.width)
+        + table
+        + llama(model, visual_tokens + query_length)
+        + linear(1, model.width, model.features)
+    )
+
+
+def text_transformer(model: TextTransformer, length: int) -> float:
+    """One text of `length` ids, pads included."""
+    return blocks(
+        tokens=length,
+        depth=model.depth,
+        width=model.width,
+        heads=model.heads,
+        mlp_width=model.mlp_width(),
+    )
+
+
+def minilm(model: MiniLM, length: int) -> float:
+    """One text of `length` ids, pads included."""
+    return blocks(
+        tokens=length,
+        depth=model.depth,
+        width=model.width,
+        heads=model.heads,
+        mlp_width=model.mlp_width,
+    )
+
+
+def shared_head(model: SharedHead, width: int) -> float:
+    """One vector of `width` numbers."""
+    return linear(1, width, model.features)
