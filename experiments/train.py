@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -21,8 +20,10 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cli
 from jepa import methods
 from jepa.data import config as data_configs
-from jepa.data import dataset, loader, prefetch
+from jepa.data import dataset, loader
 from jepa.errors import UserError
+from jepa.evaluation import suite
+from jepa.methods import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import loop, workdir
@@ -68,12 +69,21 @@ def check_data(config: ConfigDict) -> None:
             dataset.Dataset.open(path)
 
 
+def make_evaluators(
+    config: ConfigDict, method: Method, mesh: jax.sharding.Mesh
+) -> dict[str, loop.Evaluator]:
+    """Returns the quick evaluation as a callback, where `train.eval_every` asks for one."""
+    if not config.train.eval_every:
+        return {}
+    evaluator = suite.Evaluator(method, config.data, config.evaluation, mesh)
+    return {"evaluation": lambda state: evaluator.quick(state.params, state.method_state)}
+
+
 def main(
     config: ConfigDict,
     directory: str | Path,
     *,
     devices: int | None = None,
-    evaluators: Mapping[str, loop.Evaluator] | None = None,
 ) -> loop.Result:
     """Trains in this process.
 
@@ -81,7 +91,6 @@ def main(
       config: of the run; see configs/.
       directory: the workdir.
       devices: CPU devices to show JAX, if its backend has not started.
-      evaluators: called during training; see `jepa.training.loop.train`.
 
     Raises:
       UserError: before anything is written, if the config is wrong.
@@ -107,8 +116,7 @@ def main(
         method=method,
         loader=batches,
         mesh=mesh,
-        prefetch=prefetch.prefetch,
-        evaluators=evaluators,
+        evaluators=make_evaluators(config, method, mesh),
     )
 
 

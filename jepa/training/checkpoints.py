@@ -29,6 +29,10 @@ from jepa.training import disk
 from jepa.training.state import TrainState
 
 log = logging.getLogger("jepa")
+# An error of a saving thread reaches us as an exception; Orbax prints its traceback as well.
+logging.getLogger("absl").addFilter(
+    lambda record: "_SignalingThread.run() raised" not in record.getMessage()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +241,8 @@ def _fingerprint(state: TrainState) -> jax.Array:
                 jnp.uint32, bits.shape, axis
             )
         mixed = (bits ^ (places * np.uint32(0x9E3779B9))) * (places * np.uint32(2) + np.uint32(1))
-        total = total + (mixed.sum(dtype=jnp.uint32) + np.uint32(number)) * np.uint32(2 * number + 1)
+        of_leaf = mixed.sum(dtype=jnp.uint32) + np.uint32(number)
+        total = total + of_leaf * np.uint32(2 * number + 1)
     return total
 
 

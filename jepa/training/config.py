@@ -88,7 +88,8 @@ def default_train_config() -> ConfigDict:
       steps: length of the run.
       global_batch: examples a step, over all devices.
       accumulate: micro-batches a step; see `TrainStep` for what that means to contrastive losses.
-      log_every, eval_every, save_every: in steps; 0 for never (the last step evaluates and saves).
+      log_every, save_every, eval_every: in steps; the last step logs, saves and evaluates too.
+        `save_every=0` saves at the last step only, `eval_every=0` never evaluates.
       keep_last: checkpoints to keep.
       keep_best_metric, keep_best_mode: also keep the best checkpoint by this evaluation metric
         (`max` or `min`); an evaluation that beats the best so far is saved at once.
@@ -210,6 +211,11 @@ def _check_values(config: ConfigDict) -> None:
         raise UserError(
             f"The config key 'train.keep_best_mode' is {train.keep_best_mode!r}; "
             "choose 'max' or 'min'."
+        )
+    if train.keep_best_metric is not None and not train.eval_every:
+        raise UserError(
+            f"The config key 'train.keep_best_metric' is {train.keep_best_metric!r}, but "
+            "train.eval_every is 0 and nothing is ever evaluated; set it to a number of steps."
         )
     profile = tuple(train.profile_steps)
     if profile and (len(profile) != 2 or not 0 <= profile[0] < profile[1]):

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jepa.data.prefetch import prefetch
 from jepa.errors import UserError
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
@@ -29,11 +30,32 @@ from jepa.training.report import Reporter
 from jepa.training.state import Initializer, TrainState
 from jepa.training.step import TrainStep, compile_step, global_spec
 from jepa.training.stopping import Stop
-from jepa.training.stream import Prefetch, Stream, TrainLoader, put
 
 log = logging.getLogger("jepa")
 
 Evaluator = Callable[[TrainState], Mapping[str, float]]
+
+
+class TrainLoader(Protocol):
+    """What training asks of a loader; `jepa.data.loader` makes one.
+
+    Attributes:
+      element_spec: tree of ShapeDtypeStruct of a host-local batch.
+    """
+
+    element_spec: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterates host-local batches of NumPy arrays, without end."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Returns the position behind the last batch, as JSON."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position."""
+
+    def close(self) -> None:
+        """Ends threads and processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +100,6 @@ def train(
     method: Method,
     loader: TrainLoader,
     mesh: Mesh,
-    prefetch: Prefetch = put,
     evaluators: Mapping[str, Evaluator] | None = None,
 ) -> Result:
     """Trains until `config.train.steps`, going on from the directory's latest checkpoint.
@@ -89,7 +110,6 @@ def train(
       method: what to train.
       loader: of host-local batches, at its beginning; closed at the end.
       mesh: where to train.
-      prefetch: moves batches to the devices ahead of time.
       evaluators: by name; their numbers are logged as `name/key`.
 
     Raises:
@@ -139,7 +159,7 @@ def train(
     progress.line(f"MFU is relative to {peak.label}: {(peak.flops or 0) / 1e12:.2f} TFLOP/s")
 
     writer = metrics.make_writer(directory, start=start, main=main)
-    stream = Stream(loader, meshes.batch_sharding(mesh), prefetch)
+    stream = prefetch(loader, meshes.batch_sharding(mesh))
     profiler = Profiler(Path(directory) / "profile", settings.profile_steps)
     clock.add("start", clock.wall())
     reporter = Reporter(
@@ -163,9 +183,12 @@ def train(
         }
         if values:
             writer.write_scalars(done, values)
-            progress.line("  ".join([f"step {done}/{steps}"] + [
-                f"{key} {value:.4g}" for key, value in values.items()
-            ]))
+            progress.line(
+                "  ".join(
+                    [f"step {done}/{steps}"]
+                    + [f"{key} {value:.4g}" for key, value in values.items()]
+                )
+            )
         return values
 
     def save(done: int, evaluation: Mapping[str, float]) -> None:
@@ -190,7 +213,7 @@ def train(
                 profiler.after(done, values)
 
                 last, stopping = done == steps, stop.requested(done)
-                evaluate_now = last or _due(done, settings.eval_every)
+                evaluate_now = _due(done, settings.eval_every) or (last and settings.eval_every > 0)
                 save_now = last or stopping or _due(done, settings.save_every)
                 fresh: dict[str, float] = {}
                 if evaluate_now or save_now:
@@ -212,7 +235,7 @@ def train(
     except UserError as error:
         raise UserError(f"{error} {_last_checkpoint(checkpoints)}") from error
     finally:
-        _close(profiler, progress, stream, writer, checkpoints)
+        _close(profiler, progress, stream, loader, writer, checkpoints)
 
     if done < steps:
         progress.line(f"stopped by {stop.signal} at step {done}; saved, run again to go on")
@@ -225,7 +248,7 @@ def _due(done: int, every: int) -> bool:
 
 
 def _close(*parts: Any) -> None:
-    """Closes everything; whatever mattered was waited for before, and an error may be on its way."""
+    """Closes everything; what mattered was waited for before, and an error may be on its way."""
     for part in parts:
         try:
             part.close()

@@ -131,9 +131,7 @@ def make(
     """
     name = config["name"]
     if name not in NAMES:
-        raise UserError(
-            f"optimizer.name is {name!r}; choose one of {', '.join(map(repr, NAMES))}."
-        )
+        raise UserError(f"optimizer.name is {name!r}; choose one of {', '.join(map(repr, NAMES))}.")
     no_decay = tuple(config["no_decay"])
 
     def mask(params: Tree) -> dict[str, Any]:

@@ -24,9 +24,7 @@ def duration(seconds: float) -> str:
 class Progress:
     """A bar with ETA on a terminal, plain lines elsewhere; silent on all processes but one."""
 
-    def __init__(
-        self, *, start: int, steps: int, main: bool = True, stream: TextIO | None = None
-    ):
+    def __init__(self, *, start: int, steps: int, main: bool = True, stream: TextIO | None = None):
         """Begins at `start` of `steps`."""
         self._stream = stream or sys.stdout
         self._main = main

@@ -99,9 +99,7 @@ def momentum(name: str, *, start: float, final: float, steps: int) -> Schedule:
       UserError: for an unknown name or a momentum outside [0, 1].
     """
     if name not in ("constant", "linear", "cosine"):
-        raise UserError(
-            f"ema.schedule is {name!r}; choose one of 'constant', 'linear', 'cosine'."
-        )
+        raise UserError(f"ema.schedule is {name!r}; choose one of 'constant', 'linear', 'cosine'.")
     for key, value in (("momentum", start), ("final_momentum", final)):
         if not 0 <= value <= 1:
             raise UserError(f"ema.{key} is {value}; give a number between 0 and 1.")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+
 from jepa.errors import UserError
 from jepa.parallel import mesh as meshes
 from jepa.training import checkpoints as module

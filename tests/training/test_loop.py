@@ -5,11 +5,11 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
+
 from jepa.errors import UserError
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import loop
-
 from tests.training import toy
 
 
@@ -40,11 +40,14 @@ def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **kwargs: compiled.append(kwargs.get("fun_name"))
-        if event.endswith("backend_compile_duration")
-        else None
+        lambda event, seconds, **kwargs: (
+            compiled.append(kwargs.get("fun_name"))
+            if event.endswith("backend_compile_duration")
+            else None
+        )
     )
-    result = train(workdir, evaluators={"set": lambda state: {"at": float(state.step)}})
+    evaluators = {"set": lambda state: {"at": float(state.step)}}
+    result = train(workdir, evaluators=evaluators, train__eval_every=50)
     return workdir, result, list(compiled)
 
 

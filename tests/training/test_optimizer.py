@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from jepa.errors import UserError
 from jepa.training import optimizer
 from jepa.training.config import default_optimizer_config

@@ -3,6 +3,7 @@ import math
 import jax
 import numpy as np
 import pytest
+
 from jepa.errors import UserError
 from jepa.training import schedules
 
@@ -64,9 +65,7 @@ def test_bad_schedules(name, kwargs, word):
         values(name, **kwargs)
 
 
-@pytest.mark.parametrize(
-    "name, middle", [("linear", 0.95), ("cosine", 0.95), ("constant", 0.9)]
-)
+@pytest.mark.parametrize("name, middle", [("linear", 0.95), ("cosine", 0.95), ("constant", 0.9)])
 def test_momentum(name, middle):
     momentum = schedules.momentum(name, start=0.9, final=1.0, steps=10)
     np.testing.assert_allclose(momentum(0), 0.9, rtol=1e-6)

@@ -2,14 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jepa.data import prefetch
 from jepa.errors import UserError
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
-from jepa.training import loop, stream
+from jepa.training import loop
 from jepa.training.optimizer import flatten
 from jepa.training.state import Initializer
 from jepa.training.step import compile_step
-
 from tests.training import toy
 
 
@@ -25,8 +26,8 @@ def run(config, *, steps=20, devices=1, dtype=np.float32, bad_steps=()):
     )
     program = compile_step(step, mesh, initializer.shapes, loader.element_spec)
     state, history = initializer.create(), []
-    batches = stream.put(loader, meshes.batch_sharding(mesh))
-    for _, batch in zip(range(steps), batches, strict=False):
+    for _ in range(steps):
+        batch = prefetch.put(next(loader), meshes.batch_sharding(mesh))
         state, metrics = program(state, batch)
         history.append(jax.device_get(metrics))
     return jax.device_get(state), history

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
 from jepa.errors import UserError
 from jepa.methods.base import Outputs, Requirements
 from jepa.parallel import partition
 from jepa.training import config as train_config
-from ml_collections import ConfigDict
 
 IN, HIDDEN, OUT = 6, 8, 4
 
@@ -90,9 +90,7 @@ class Loader:
 
     @property
     def element_spec(self):
-        return {
-            name: jax.ShapeDtypeStruct((self.batch, IN), self.dtype) for name in ("x", "y")
-        }
+        return {name: jax.ShapeDtypeStruct((self.batch, IN), self.dtype) for name in ("x", "y")}
 
     def __iter__(self):
         return self

@@ -1,4 +1,4 @@
-"""Trains the toy in a process of its own: `python -m tests.training.toy_run WORKDIR STEPS [SLEEP]`."""
+"""Trains the toy in a process of its own: arguments WORKDIR STEPS [SLEEP]."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
+
 from jepa.errors import UserError
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import loop
 from jepa.training.optimizer import flatten
-
 from tests.training import toy
 
 
@@ -31,7 +31,11 @@ def main(workdir, steps, seconds):
     ema = configs.default_ema_config()
     config = configs.resolve(
         toy.config(
-            model__ema=True, ema=ema, mesh__data=2, train__steps=int(steps), train__save_every=7,
+            model__ema=True,
+            ema=ema,
+            mesh__data=2,
+            train__steps=int(steps),
+            train__save_every=7,
             train__log_every=1,
         )
     )
