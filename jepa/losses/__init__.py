@@ -1,1 +1,1 @@
-"""Losses: pure functions of global arrays, exact on any mesh."""
+"""Pure functions of arrays, written over the global batch and exact on any mesh."""
