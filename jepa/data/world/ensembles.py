@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.data.world import words
-from jepa.data.world.physics import FPS, FRAMES, Body, simulate
+from jepa.data.world.physics import FPS, FRAMES, Body, Motion, simulate
 from jepa.data.world.render import Track
 from jepa.data.world.scenes import DIRECTION_NAMES
 from jepa.data.world.stage import Actor, Happening, Scene, Stage
@@ -37,8 +37,14 @@ def collide(stage: Stage) -> Scene:
     gap = float(np.dot(rest - start, step)) - 0.7 * (actor.radius + other.radius)
     speed = max(gap, 6) / stage.uniform(0.4, 0.6)
     bodies = [
-        Body(actor.shape, actor.radius, tuple(start), tuple(step * speed), elasticity=0.7),
-        Body(other.shape, other.radius, tuple(rest), elasticity=0.7),
+        Body(
+            actor.shape,
+            actor.radius,
+            (start[0], start[1]),
+            (step[0] * speed, step[1] * speed),
+            elasticity=0.7,
+        ),
+        Body(other.shape, other.radius, (rest[0], rest[1]), elasticity=0.7),
     ]
     bodies[0].mass, bodies[1].mass = stage.uniform(1, 2), stage.uniform(1, 2)
     motion = simulate(bodies, damping=0.5, walls=True)
@@ -57,7 +63,13 @@ def collide(stage: Stage) -> Scene:
             Happening(time, "hits", (fields["s"], fields["o"])),
         ],
         labels={"count": "two"},
-        facts={"hitter": f"the {actor.shape}", "target": f"the {other.shape}"},
+        facts={
+            "hitter": f"the {actor.shape}",
+            "target": f"the {other.shape}",
+            "direction": direction,
+            "colour": actor.colour,
+            "shape": actor.shape,
+        },
     )
 
 
@@ -108,6 +120,7 @@ def order(stage: Stage) -> Scene:
     ]
     fields = two(other, actor) if swap else two(actor, other)
     fields["v"], fields["w"] = verbs[::-1] if swap else verbs
+    told = (actor, other)[int(stage.rng.integers(2))]
     lead, after = (other, actor) if swap else (actor, other)
     happenings = [
         Happening(early, fields["v"], (fields["s"],)),
@@ -125,6 +138,8 @@ def order(stage: Stage) -> Scene:
         facts={
             "first": f"the {lead.shape} {fields['v']}",
             "second": f"the {after.shape} {fields['w']}",
+            "colour": told.colour,
+            "shape": told.shape,
         },
     )
 
@@ -165,11 +180,29 @@ def count(stage: Stage) -> Scene:
     return scene
 
 
+def _wander(stage: Stage, aim: np.ndarray, towards: bool) -> np.ndarray:
+    """Smooth random velocities [T, 2] px/s, towards or away from what lies at `aim` px."""
+    knots = stage.rng.normal(0, 22, (5, 2))
+    knots[:3] += aim / np.hypot(*aim) * (22 if towards else -8)
+    at = np.arange(FRAMES) / (FRAMES - 1) * 4
+    return np.stack([np.interp(at, np.arange(5), knots[:, k]) for k in range(2)], axis=1)
+
+
+def _steer(
+    actor: Actor, start: np.ndarray, other: Actor, rest: np.ndarray, actions: np.ndarray
+) -> Motion:
+    bodies = [
+        Body(actor.shape, actor.radius, (start[0], start[1]), mass=3.0),
+        Body(other.shape, other.radius, (rest[0], rest[1])),
+    ]
+    return simulate(bodies, damping=0.2, walls=True, steer=lambda t: (actions[t, 0], actions[t, 1]))
+
+
 def control(stage: Stage) -> Scene:
     """A body steered by smooth random velocities beside a free one, which it may push.
 
-    `actions` float32 [T, 2] px/s is the velocity commanded during each frame; `states` float32 [T, 8]
-    is x, y, vx, vy of the steered body and then of the free one at the start of each frame.
+    `actions` float32 [T, 2] px/s is the velocity commanded during each frame; `states` float32
+    [T, 8] is x, y, vx, vy of the steered body, then of the free one, at the start of each frame.
     """
     actor = stage.actor(size="small", upright=True)
     other = stage.actor(actor, size="small", upright=True)
@@ -181,24 +214,20 @@ def control(stage: Stage) -> Scene:
     rest = np.clip(rest, other.radius + 1, 63 - other.radius)
     if np.hypot(*(rest - start)) < actor.radius + other.radius + 1:
         rest = start + np.where(start < 32, 1, -1) * (actor.radius + other.radius)
-    knots = stage.rng.normal(0, 30, (5, 2))
-    knots[:3] += (rest - start) * stage.uniform(0, 0.9)
-    at = np.arange(FRAMES) / (FRAMES - 1) * 4
-    actions = np.stack([np.interp(at, np.arange(5), knots[:, k]) for k in range(2)], axis=1)
-    bodies = [
-        Body(actor.shape, actor.radius, tuple(start), mass=3.0),
-        Body(other.shape, other.radius, tuple(rest)),
-    ]
-    motion = simulate(
-        bodies, damping=0.2, walls=True, steer=lambda t: (actions[t, 0], actions[t, 1])
-    )
-    time = motion.first_contact(0, 1)
-    pushed = float(np.hypot(*(motion.xy[1, -1] - motion.xy[1, 0])))
+    wanted = stage.chance(0.5)
+    for _ in range(40):
+        actions = _wander(stage, rest - start, wanted)
+        motion = _steer(actor, start, other, rest, actions)
+        time = motion.first_contact(0, 1)
+        pushed = float(np.hypot(*(motion.xy[1, -1] - motion.xy[1, 0])))
+        if (pushed > 6) == wanted and (time is None) != wanted:
+            break
     fields = two(actor, other)
     template = "control" if time is None else "push"
     happenings = [Happening(0.0, "is steered", (fields["s"],))]
     facts = {"push": "no"}
-    if time is not None and pushed < 4:
+    told = (actor, other)[int(stage.rng.integers(2))]
+    if time is not None and pushed < 6:
         facts, template = {}, "control_touch"
     elif time is not None:
         facts = {"push": "yes"}
@@ -215,7 +244,7 @@ def control(stage: Stage) -> Scene:
         template,
         happenings=happenings,
         labels={"count": "two"},
-        facts=facts,
+        facts=facts | {"colour": told.colour, "shape": told.shape},
         actions=actions.astype(np.float32),
         states=states.astype(np.float32),
     )

@@ -16,8 +16,8 @@ from jepa.data.world.stage import Happening
 class Clip:
     """T = 16 frames at 8 per second, 64 x 64 px.
 
-    `captions` are (id, text, level), `questions` (id, query, answer, kind, candidates). `tracks` are what
-    the simulation did, in px; they are not stored.
+    `captions` are (id, text, level), `questions` (id, query, answer, kind, candidates). `tracks`
+    are what the simulation did, in px; they are not stored.
     """
 
     key: str

@@ -20,7 +20,7 @@ FLOOR = -1  # the "body" that contacts with the floor and the walls name
 
 @dataclass
 class Body:
-    """One body: `position` px, `velocity` px/s; a contact bounces by the product of elasticities."""
+    """One body: `position` px, `velocity` px/s. Elasticities in contact multiply."""
 
     shape: str
     radius: float
@@ -33,7 +33,7 @@ class Body:
 
 @dataclass
 class Motion:
-    """N bodies over T frames: `xy` px and `velocity` px/s, both [N, T, 2]; when who touched whom."""
+    """N bodies over T frames: `xy` px and `velocity` px/s, both [N, T, 2]; who touched when."""
 
     xy: np.ndarray
     velocity: np.ndarray
@@ -79,7 +79,7 @@ def simulate(
 ) -> Motion:
     """Run T frames. `gravity` px/s² downwards; `damping` the share of speed kept each second.
 
-    `floor` is the floor's height in px; `walls` closes the frame on its four sides. `steer(t)` gives
+    `floor` is the floor's height in px; `walls` closes the frame on its four sides. `steer(t)` is
     the velocity in px/s that the first body is pulled towards during frame t.
     """
     space = pymunk.Space()
@@ -102,7 +102,9 @@ def simulate(
     clock = [0.0]
 
     def touch(arbiter: pymunk.Arbiter, space: pymunk.Space, data: object) -> None:
-        one, other = (index.get(shape.body, FLOOR) for shape in arbiter.shapes)
+        one, other = (
+            index.get(shape.body, FLOOR) if shape.body else FLOOR for shape in arbiter.shapes
+        )
         motion.contacts.append((clock[0], one, other))
 
     space.on_collision(begin=touch)

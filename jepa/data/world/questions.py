@@ -1,9 +1,10 @@
 """Questions about a scene, with short answers from closed lists.
 
 Every kind is asked only where its answers are drawn uniformly, so that they balance without any
-rejection: colours, shapes and sizes are uniform draws; directions are asked where all four are equally
-likely; each outcome belongs to one kind of scene and those kinds have equal weights in every mixture;
-which of two things came first, or hit, is a fair coin, and a bounce is asked of as many falls as bounces.
+rejection: colours, shapes and sizes are uniform draws; directions are asked where all four are
+equally likely; each outcome belongs to one kind of scene, and those kinds have equal weights in
+every mixture; which of two things came first or hit the other is a fair coin; as many falls end
+without a bounce as with one; whether the steered body pushes the other is drawn before its path.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PHRASINGS: dict[str, tuple[str, str, str]] = {
     ),
     "direction": (
         "Which way does the {shape} move?",
-        "In which direction does it move?",
+        "In which direction does the {shape} move?",
         "Where does the {shape} go?",
     ),
     "count": (
@@ -69,6 +70,16 @@ PHRASINGS: dict[str, tuple[str, str, str]] = {
         "Which one hits the other?",
         "What starts the collision?",
     ),
+    "change": (
+        "What colour does the {shape} become?",
+        "Which colour does the {shape} have at the end?",
+        "What colour is the {shape} in the end?",
+    ),
+    "possible": (
+        "Could this really happen?",
+        "Is this possible?",
+        "Can this be real?",
+    ),
     "push": (
         "Does one object push the other?",
         "Is one of the objects pushed?",
@@ -77,6 +88,9 @@ PHRASINGS: dict[str, tuple[str, str, str]] = {
 }
 
 ARTICLED = {shape: words.with_article(shape) for shape in words.SHAPES}
+
+#: Kinds whose answer is the fact itself.
+_PLAIN = ("colour", "size", "count", "outcome", "bounce", "push", "possible", "change")
 
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "colour": tuple(words.COLOURS),
@@ -87,17 +101,15 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "outcome": OUTCOMES,
     "bounce": ("yes", "no"),
     "push": ("yes", "no"),
+    "possible": ("yes", "no"),
+    "change": tuple(words.COLOURS),
 }
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str, tuple[str, ...]]]:
     """Questions of a scene: (kind, query, answer, candidates)."""
     facts = scene.facts
-    answers = {
-        kind: facts[kind]
-        for kind in ("colour", "size", "count", "outcome", "bounce", "push")
-        if kind in facts
-    }
+    answers: dict[str, str] = {kind: facts[kind] for kind in _PLAIN if kind in facts}
     if "shape" in facts and "colour" in facts:
         answers["shape"] = ARTICLED[facts["shape"]]
     if "direction" in facts:

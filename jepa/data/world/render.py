@@ -23,7 +23,7 @@ _SIDE = 0.8  # half side of the square
 
 @dataclass
 class Track:
-    """One object over T frames: `xy` [T, 2] px, `angle` [T] rad, `rgb` [T, 3] in 0..255, `alpha` [T]."""
+    """One object over T frames: `xy` [T, 2] px, `angle` [T] rad, `rgb` [T, 3], `alpha` [T]."""
 
     colour: str
     shape: str
@@ -37,7 +37,7 @@ class Track:
 
 @dataclass
 class Box:
-    """An axis-aligned rectangle in front of (or behind) every object: `rect` x0, y0, x1, y1 in px."""
+    """A rectangle in front of every object, or behind: `rect` is x0, y0, x1, y1 in px."""
 
     rect: tuple[float, float, float, float]
     rgb: tuple[float, float, float]
@@ -46,7 +46,7 @@ class Box:
 
 @dataclass
 class Backdrop:
-    """What is behind the objects: a gradient, a texture on top, and a floor from `floor` px down."""
+    """What is behind the objects: a gradient, a texture, and a floor from `floor` px down."""
 
     top: np.ndarray
     bottom: np.ndarray
@@ -58,7 +58,7 @@ class Backdrop:
 
 
 def distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance in px (negative inside; a lower bound outside corners) to a shape at the origin."""
+    """Signed distance in px to a shape at the origin: negative inside, near exact at the edge."""
     if shape == "circle":
         return np.sqrt(x * x + y * y) - radius
     if shape == "ring":
@@ -119,7 +119,7 @@ def _stretch(grid: np.ndarray, side: int) -> np.ndarray:
 def render(
     backdrop: Backdrop, tracks: list[Track], boxes: list[Box], shake: np.ndarray
 ) -> np.ndarray:
-    """Frames, uint8 [T, 64, 64, 3]. `shake` int [T, 2] moves the camera by whole pixels (|.| <= 1)."""
+    """Frames, uint8 [T, 64, 64, 3]. `shake` int [T, 2] moves the camera by -1, 0 or 1 px."""
     count = len(shake)
     canvas = np.repeat(paint_backdrop(backdrop)[None], count, axis=0)
     for box in boxes:

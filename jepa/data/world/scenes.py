@@ -54,7 +54,7 @@ def lone(stage: Stage, kind: str, actor: Actor, tracks: list, **more) -> Scene:
 
 
 def ease(stage: Stage) -> np.ndarray:
-    """How far along its path a mover is at each frame, [T] from 0 to 1: steady, speeding or slowing."""
+    """How far along its path a mover is, [T] from 0 to 1: steady, speeding or slowing."""
     time = np.linspace(0, 1, FRAMES)
     bend = stage.uniform(-0.45, 0.45)
     return time + bend * time * (1 - time)
@@ -72,19 +72,21 @@ def move(stage: Stage) -> Scene:
     middle = stage.rng.uniform(margin, 64 - margin, 2)
     along = ease(stage) - 0.5
     backdrop = stage.backdrop()
-    beside = stage.chance(0.12)
+    beside = stage.chance(0.08)
     other = stage.actor(actor, size="small")
     spot = _corner(stage, middle, length, actor.radius + other.radius)
-    beside = beside and spot is not None
     direction = DIRECTION_NAMES[stage.variant(4)]
     step = np.array(words.DIRECTIONS[direction], float)
     path = middle + along[:, None] * (length * step + drift * step[::-1])
     tracks = [actor.track(path)]
     scene = lone(stage, "move", actor, tracks, direction=direction, backdrop=backdrop)
-    if beside:
+    if beside and spot is not None:
         tracks.insert(0, other.track(spot))
         scene.template = "move_beside"
-        scene.fields = named(actor, direction) | {"o": words.with_article(other.short)}
+        scene.fields = named(actor, direction) | {
+            "o": words.with_article(other.short),
+            "m": words.with_article(other.shape),
+        }
         scene.fields["s"] = words.with_article(actor.short)
         scene.labels = {"count": "two", "direction": direction}
     scene.happenings = [Happening(0.0, "moves", (scene.fields["s"],))]
@@ -197,7 +199,7 @@ def occlude(stage: Stage) -> Scene:
     reach = min(reach, 31 - 0.55 * actor.radius)
     lane = stage.uniform(actor.radius + 2, 62 - actor.radius)
     backdrop = stage.backdrop()
-    rgb = tuple(stage.rng.uniform(90, 130) + stage.rng.uniform(-12, 12, 3))
+    red, green, blue = stage.stone()
     along = ease(stage) * 2 - 1
     direction = DIRECTION_NAMES[stage.variant(4)]
     step = np.array(words.DIRECTIONS[direction], float)
@@ -207,7 +209,7 @@ def occlude(stage: Stage) -> Scene:
     rect = (low, 0, high, 64) if step[0] else (0, low, 64, high)
     tracks = [actor.track(path)]
     scene = lone(stage, "occlude", actor, tracks, direction=direction, backdrop=backdrop)
-    scene.boxes = [Box(rect, rgb)]
+    scene.boxes = [Box(rect, (red, green, blue))]
     gap = np.abs(path @ np.abs(step) - 32)
     hidden = np.flatnonzero(gap <= max(width / 2 - actor.radius, gap.min())) / FPS
     who = (scene.fields["s"],)
@@ -218,7 +220,7 @@ def occlude(stage: Stage) -> Scene:
 
 
 def _switch(stage: Stage) -> tuple[np.ndarray, float]:
-    """A fade within two frames, [T] from 0 to 1, in the middle half of the clip, and its time in s."""
+    """A fade within two frames, [T] from 0 to 1, near the middle of the clip; its time in s."""
     middle = stage.uniform(4.5, 10.5)
     fade = np.clip((np.arange(FRAMES) - middle) / 1.5 + 0.5, 0, 1)
     return fade, middle / FPS
@@ -255,10 +257,7 @@ def vanish(stage: Stage) -> Scene:
 def recolour(stage: Stage) -> Scene:
     """The subject changes colour once."""
     actor = stage.actor()
-    others = [
-        c for c in words.COLOURS if c != actor.colour and (c, actor.shape) not in words.HELD_OUT
-    ]
-    colour = others[int(stage.rng.integers(len(others)))]
+    colour = stage.other_colour(actor)
     tint = stage.tint(colour)
     spot, drift = stage.place(actor.radius + 2), stage.rng.uniform(-4, 4, 2)
     fade, time = _switch(stage)
@@ -272,6 +271,6 @@ def recolour(stage: Stage) -> Scene:
         "new": colour,
     }
     del scene.labels["colour"], scene.facts["colour"]
-    scene.facts |= {"outcome": "it changes colour", "new": colour}
+    scene.facts |= {"outcome": "it changes colour", "change": colour}
     scene.happenings = [Happening(time, "changes colour", (scene.fields["s"],))]
     return scene

@@ -1,10 +1,17 @@
 """Which scene stands at which index of which split.
 
-A clip is a pure function of (seed, split, index). Indices come in blocks with a fixed layout of lone
-clips and contrast groups; all members of a group replay the random stream of the group's first index.
+A clip is a pure function of (seed, split, index). Indices come in blocks with a fixed layout of
+lone clips and contrast groups; all members of a group replay the random stream of the group's first
+index and differ in the variant alone.
 
-Splits share no scene, by construction: the first object's starting x, in units of 1/40 px, is moved to
-the residue modulo 5 that is the split's own.
+    train, validation   14 lone clips, 4 that differ in direction, 2 that differ in the order of
+                        events or in the direction of time, and again
+    novel               the same, but the (first) subject is one of `words.HELD_OUT`
+    hard                groups only: 4 directions, 2 orders, 2 directions of time
+    surprise            pairs, one possible and one not
+
+Splits share no scene, by construction: the first object's starting x, in units of 1/40 px, is moved
+to the residue modulo 5 that is the split's own.
 """
 
 from __future__ import annotations
@@ -16,15 +23,16 @@ import numpy as np
 
 from jepa.data.world import ensembles, scenes
 from jepa.data.world.stage import Scene, Stage
+from jepa.data.world.surprise import surprise
 
 SPLITS = ("train", "validation", "novel", "hard", "surprise")
 #: Splits that consist of groups only.
 GROUPED = ("hard", "surprise")
 LATTICE = 40  # places in a pixel
 
-#: Kinds of scene outside groups, with their weights. With the groups of `LAYOUT` (20 % quadruples of
-#: `move`, 4 % pairs of `order`, 6 % pairs of coming and going) that makes, of all clips: move 45, order 6,
-#: collide 6, fall 5, throw 3, count 3, control 2, and each of the six outcomes 5 (in per cent).
+#: Kinds of scene outside groups, with their weights. With the groups of `LAYOUT` (20 % quadruples
+#: of `move`, 4 % pairs of `order`, 6 % pairs of coming and going) that makes, in per cent of all
+#: clips: move 45, order 6, collide 6, fall 5, throw 3, count 3, control 2, each outcome 5.
 MIXTURE: tuple[tuple[Callable[[Stage], Scene], float], ...] = (
     (scenes.move, 0.25),
     (scenes.bounce, 0.05),
@@ -50,11 +58,12 @@ class Slot:
     members: int
     variant: int | None
     form: str
+    split: str
 
     @property
     def group(self) -> str | None:
         """A name for the group, unique in the split; None for a lone clip."""
-        return f"{self.form}-{self.first}" if self.members > 1 else None
+        return f"{self.split}-{self.first:06d}" if self.members > 1 else None
 
 
 #: (form, members) in order, by split; a block is their sum.
@@ -79,7 +88,7 @@ def slot(split: str, index: int) -> Slot:
     first = block * block_size(split)
     for form, members in LAYOUT[split]:
         if place < members:
-            return Slot(first, members, place if members > 1 else None, form)
+            return Slot(first, members, place if members > 1 else None, form, split)
         place, first = place - members, first + members
     raise AssertionError("a block holds every place below its size")
 
@@ -106,14 +115,19 @@ def choose(form: str, rng: np.random.Generator) -> Callable[[Stage], Scene]:
     if form == "pair":
         form = "order" if share < 0.4 else "time"
     if form != "lone":
-        return {"motion": scenes.move, "order": ensembles.order, "time": scenes.come_or_go}[form]
+        return {
+            "motion": scenes.move,
+            "order": ensembles.order,
+            "time": scenes.come_or_go,
+            "surprise": surprise,
+        }[form]
     weights = np.array([weight for _, weight in MIXTURE])
     edges = np.cumsum(weights / weights.sum())
     return MIXTURE[min(int(np.searchsorted(edges, share)), len(MIXTURE) - 1)][0]
 
 
 def settle(scene: Scene, split: str) -> None:
-    """Move the whole scene by less than 1/8 px so that its first x falls on the split's own lattice."""
+    """Move the scene by less than 1/8 px, so that its first x falls on the split's own lattice."""
     x = scene.tracks[0].xy[0, 0] * LATTICE
     own = 5 * np.floor(x / 5) + SPLITS.index(split)
     for track in scene.tracks:

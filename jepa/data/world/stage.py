@@ -1,7 +1,7 @@
 """What a scene is made of, and the draws that every kind of scene shares.
 
-A `Stage` holds the random stream. Members of a contrast group replay the same stream and differ only
-in `variant`, so a kind of scene must make all its draws before it looks at the variant.
+A `Stage` holds the random stream. Members of a contrast group replay the same stream and differ
+only in `variant`, so the number and the order of draws must not depend on the variant.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Actor:
 
     @property
     def full(self) -> str:
-        """ "large red star"."""
+        """Such as "large red star"."""
         return f"{self.size} {self.colour} {self.shape}"
 
     @property
     def short(self) -> str:
-        """ "red star"."""
+        """Such as "red star"."""
         return f"{self.colour} {self.shape}"
 
     def track(self, xy: np.ndarray, alpha: np.ndarray | None = None) -> Track:
@@ -89,7 +89,7 @@ class Stage:
         self.given = variant
 
     def variant(self, count: int) -> int:
-        """The variant of the group, or a uniform draw. Draws either way, to keep the stream aligned."""
+        """The group's variant, or a uniform draw. Draws either way, to keep streams aligned."""
         drawn = int(self.rng.integers(count))
         return drawn if self.given is None else self.given % count
 
@@ -102,7 +102,7 @@ class Stage:
         return bool(self.rng.random() < probability)
 
     def pair(self, avoid: list[Actor]) -> tuple[str, str]:
-        """A colour and a shape, each uniform, none of those in `avoid`; held out only in `novel`."""
+        """A colour and a shape, each uniform and not in `avoid`; held out only in `novel`."""
         if self.novel and not avoid:
             held = sorted(words.HELD_OUT)
             return held[int(self.rng.integers(len(held)))]
@@ -128,6 +128,17 @@ class Stage:
         """A colour with a little jitter in brightness and hue, float [3] in 0..255."""
         rgb = np.array(words.COLOURS[colour], float) * self.uniform(0.9, 1.0)
         return np.clip(rgb + self.rng.uniform(-8, 8, 3), 0, 255)
+
+    def other_colour(self, actor: Actor) -> str:
+        """Another colour, uniform among those that the actor's shape may have."""
+        colours = [
+            c for c in words.COLOURS if c != actor.colour and (c, actor.shape) not in words.HELD_OUT
+        ]
+        return colours[int(self.rng.integers(len(colours)))]
+
+    def stone(self) -> np.ndarray:
+        """The grey of a wall, float [3]; lighter than any background, duller than any object."""
+        return self.rng.uniform(100, 130) + self.rng.uniform(-12, 12, 3)
 
     def place(self, radius: float) -> np.ndarray:
         """A position [2] px at which the whole shape is in the frame."""

@@ -1,4 +1,4 @@
-"""The world's vocabulary: classes, their pixel sizes, and every sentence that can be said of a clip.
+"""The world's vocabulary: classes, their pixel sizes, and all that can be said of a clip.
 
 Classes
     shapes (6)      circle, square, triangle, star, cross, ring
@@ -46,10 +46,10 @@ HELD_OUT = frozenset(
     }
 )
 
-#: Caption templates of each kind of scene: (level, template). `{s}` is "a large red star", `{n}` "a
-#: star", `{d}` a direction phrase, `{o}` a second object ("a blue square"), `{the}` and `{other}` the
-#: same with "the", `{old}` and `{new}` colours. The first "full" is the caption proper; the others
-#: say the same in other words.
+#: Caption templates of each kind of scene, as (level, template). `{s}` is "a large red star", or "a
+#: red star" beside another object, `{n}` "a star", `{z}` "a large star"; `{o}` and `{m}` are the
+#: second object as `{s}` and `{n}`; `{v}` and `{w}` verbs, `{d}` a direction phrase, `{old}` and
+#: `{new}` colours. The first "full" is the caption proper; the others say it in other words.
 CAPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "move": (
         ("brief", "{s}"),
@@ -60,7 +60,7 @@ CAPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("full", "{s} travels {d}"),
     ),
     "move_beside": (
-        ("brief", "{s} and {o}"),
+        ("brief", "{n} and {m}"),
         ("motion", "something moves {d}"),
         ("motion", "{n} moves {d}"),
         ("full", "{s} moves {d} while {o} stays still"),
@@ -100,7 +100,7 @@ CAPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("full", "there is {s} sliding {d} until it stops"),
     ),
     "collide": (
-        ("brief", "{s} and {o}"),
+        ("brief", "{n} and {m}"),
         ("motion", "one shape hits another"),
         ("motion", "{n} hits {m}"),
         ("full", "{s} hits {o}"),
@@ -140,7 +140,7 @@ CAPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("full", "{z} is {old} and then becomes {new}"),
     ),
     "order": (
-        ("brief", "{s} and {o}"),
+        ("brief", "{n} and {m}"),
         ("motion", "{n} {v} before {m} {w}"),
         ("full", "{s} {v} before {o} {w}"),
         ("full", "first {s} {v}, then {o} {w}"),
@@ -154,25 +154,65 @@ CAPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("full", "{count} shapes {v}: {list}"),
     ),
     "control": (
-        ("brief", "{s} and {o}"),
+        ("brief", "{n} and {m}"),
         ("motion", "{n} is steered around"),
         ("full", "{s} is steered around near {o}"),
         ("full", "{s} moves about and {o} stays still"),
         ("full", "someone steers {s} around beside {o}"),
     ),
     "control_touch": (
-        ("brief", "{s} and {o}"),
+        ("brief", "{n} and {m}"),
         ("motion", "{n} is steered around"),
         ("full", "{s} is steered around and touches {o}"),
         ("full", "{s} moves about and touches {o}"),
         ("full", "someone steers {s} until it touches {o}"),
     ),
     "push": (
-        ("brief", "{s} and {o}"),
+        ("brief", "{n} and {m}"),
         ("motion", "{n} pushes {m}"),
         ("full", "{s} is steered around and pushes {o}"),
         ("full", "{s} moves about and pushes {o}"),
         ("full", "{o} is pushed by {s}"),
+    ),
+    "wall_possible": (
+        ("brief", "{s}"),
+        ("motion", "{n} bounces off a wall"),
+        ("full", "{s} hits a wall and bounces back"),
+    ),
+    "wall_impossible": (
+        ("brief", "{s}"),
+        ("motion", "{n} passes through a wall"),
+        ("full", "{s} hits a wall and passes through it"),
+    ),
+    "gone_possible": (
+        ("brief", "{s}"),
+        ("motion", "{n} comes out from behind a wall"),
+        ("full", "{s} goes behind a wall and comes out again"),
+    ),
+    "gone_impossible": (
+        ("brief", "{s}"),
+        ("motion", "{n} never comes out from behind a wall"),
+        ("full", "{s} goes behind a wall and never comes out"),
+    ),
+    "swap_possible": (
+        ("brief", "{z}"),
+        ("motion", "{n} comes out from behind a wall unchanged"),
+        ("full", "{z} goes behind a wall {old} and comes out {old}"),
+    ),
+    "swap_impossible": (
+        ("brief", "{z}"),
+        ("motion", "{n} comes out from behind a wall in another colour"),
+        ("full", "{z} goes behind a wall {old} and comes out {new}"),
+    ),
+    "teleport_possible": (
+        ("brief", "{s}"),
+        ("motion", "{n} moves {d}"),
+        ("full", "{s} moves {d}"),
+    ),
+    "teleport_impossible": (
+        ("brief", "{s}"),
+        ("motion", "{n} is suddenly somewhere else"),
+        ("full", "{s} moves {d} and is suddenly somewhere else"),
     ),
 }
 
@@ -196,5 +236,5 @@ def with_article(words: str) -> str:
 
 
 def listing(items: list[str]) -> str:
-    """ "x", "x and y", "x, y and z"."""
+    """Such as "x", "x and y", or "x, y and z"."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
