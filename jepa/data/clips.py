@@ -65,7 +65,7 @@ class View:
             return None
         uniforms = sampling.uniform(self.seed, position, Purpose.CROP + np.arange(4))
         return transforms.random_box(
-            uniforms, aspect, self.config.crop_scale, self.config.crop_ratio
+            uniforms.tolist(), aspect, self.config.crop_scale, self.config.crop_ratio
         )
 
     def mirrored(self, positions: np.ndarray) -> np.ndarray:
@@ -150,6 +150,7 @@ class CachedClips(Clips):
         self._size = None if self._native else config.size
         self._pixels = "yuv420" if self._native else config.pixels
         self._records: list[Record] = []
+        self.bad: dict[int, str] = {}
         if directory is None:
             self._build(_Memory())
             return
@@ -242,7 +243,6 @@ class CachedClips(Clips):
                 out[name][row, time] = plane
 
     def _build(self, store: _Memory | _Files) -> None:
-        self.bad: dict[int, str] = {}
         table = np.zeros((len(self.split), 3), np.int64)
         self._records = [self.split.record(i, video=False) for i in range(len(self.split))]
         self._check_room(store)

@@ -7,8 +7,12 @@ encoded images are passed on as they are and decoded like every other clip.
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import threading
 from typing import Any
+
+import av
 
 from jepa.data.schema import Caption, Record
 from jepa.errors import UserError
@@ -56,7 +60,9 @@ class ImageSplit:
                 f"({error}); run `pip install tensorflow-datasets`"
             ) from error
         try:
-            builder = tfds.builder(self._name, try_gcs=False)
+            # Read here, because TFDS reads it once, when it is imported.
+            place = os.environ.get("TFDS_DATA_DIR")
+            builder = tfds.builder(self._name, data_dir=place, try_gcs=False)
             image = {
                 key: tfds.decode.SkipDecoding()
                 for key, feature in builder.info.features.items()
@@ -118,10 +124,6 @@ def _named(features: Any, usual: str, kind: str, name: str) -> str:
 
 def _size(data: bytes) -> tuple[int, int]:
     """(height, width) of an encoded image, read from its header; (1, 1) where it has none."""
-    import io
-
-    import av
-
     try:
         with av.open(io.BytesIO(data)) as container:
             stream = container.streams.video[0]

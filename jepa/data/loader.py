@@ -85,7 +85,7 @@ class _Batches:
 
 
 class TrainLoader:
-    """Endless iterator of host-local batches (nested dicts of NumPy arrays); see CONFIG keys.
+    """Endless iterator of host-local batches (nested dicts of NumPy arrays).
 
     Attributes:
         element_spec: `jax.ShapeDtypeStruct` of every array of a host-local batch.

@@ -38,7 +38,7 @@ def bits(seed: int, position: np.ndarray | int, purpose: np.ndarray | int) -> np
     The finaliser is SplitMix64's (Steele, Lea and Flood, 2014), once for each of the three inputs.
     """
     with np.errstate(over="ignore"):
-        state = np.asarray(seed, np.uint64)
+        state: np.ndarray = np.asarray(seed, np.uint64)
         for value in (purpose, position):
             state = _finalise(state + _GOLDEN) ^ np.asarray(value).astype(np.uint64)
         return _finalise(state + _GOLDEN)
