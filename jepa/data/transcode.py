@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ _LIMITED_RANGE, _BT601 = 1, 6
 
 
 def transcode(
-    path: str | Path, size: int, start: float | None = None, end: float | None = None
+    data: bytes, size: int, start: float | None = None, end: float | None = None
 ) -> bytes:
     """Re-encode [start, end) of a video file with its short side at `size` pixels.
 
@@ -31,7 +32,7 @@ def transcode(
     larger than the source.
 
     Args:
-        path: Any file that FFmpeg reads.
+        data: An encoded file of any kind that FFmpeg reads.
         size: Pixels of the short side; rounded down to even.
         start: Seconds after the first frame; None for the beginning.
         end: Seconds after the first frame, exclusive; None for the end.
@@ -41,7 +42,7 @@ def transcode(
     """
     try:
         # MP4 with its index in front needs a second pass over a real file.
-        with tempfile.TemporaryDirectory() as folder, av.open(str(path)) as source:
+        with tempfile.TemporaryDirectory() as folder, av.open(io.BytesIO(data)) as source:
             target = Path(folder) / "clip.mp4"
             _encode(source, target, size, start or 0.0, math.inf if end is None else end)
             return target.read_bytes()

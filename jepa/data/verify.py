@@ -85,6 +85,15 @@ def verify(data: bytes) -> VideoInfo:
         raise BadVideo(f"cannot be decoded: {reason(error)}") from error
 
 
+def is_image(data: bytes) -> bool:
+    """Whether an encoded file is a single picture; raises BadVideo when it cannot be opened."""
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            return container.format.name.endswith("_pipe")
+    except av.FFmpegError as error:
+        raise BadVideo(f"cannot be opened: {reason(error)}") from error
+
+
 def reason(error: BaseException) -> str:
     """FFmpeg's own words, without its error number."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -29,6 +29,7 @@ from typing import Any
 from array_record.python import array_record_module
 
 from jepa.data import schema
+from jepa.data.storage import storing, sync, write_atomically
 from jepa.data.vocabulary import train_tokenizer
 from jepa.errors import UserError
 
@@ -68,6 +69,7 @@ class ShardSummary:
         digest: sha256 over the encoded records (keys and contents) in order.
         texts: Distinct captions and answers, sorted.
         queries: Distinct question texts, sorted.
+        labels: Distinct values of each label, sorted.
         rejects: What was left out.
     """
 
@@ -77,6 +79,7 @@ class ShardSummary:
     digest: str
     texts: tuple[str, ...]
     queries: tuple[str, ...]
+    labels: dict[str, tuple[str, ...]]
     rejects: tuple[Reject, ...]
 
 
@@ -147,12 +150,11 @@ class DatasetWriter:
         file = shard_name(split, index, shards)
         try:
             found = json.loads(_part_path(self.directory, file).read_text(encoding="utf-8"))
-            if (self.directory / file).stat().st_size != found["bytes"]:
-                return None
-        except (FileNotFoundError, ValueError):
+            summary = _read_summary(found)
+            size = (self.directory / file).stat().st_size
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        found["rejects"] = tuple(Reject(**reject) for reject in found["rejects"])
-        return ShardSummary(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        return summary if size == summary.bytes else None
 
     def summaries(self, split: str, shards: int) -> list[ShardSummary]:
         """Summaries of the shards that are written, in order."""
@@ -172,7 +174,8 @@ class DatasetWriter:
 
         Args:
             shards: Number of shards of each split.
-            attributes: {label: {value: class texts}}, for zero-shot classification.
+            attributes: {label: {value: class texts}}, for zero-shot classification; None takes
+                every label of the records, with its values as their own class texts.
             caption_queries: Queries that ask for a caption, e.g. "What happens in the video?".
             licence: Terms of the videos.
             notes: Anything a user of the dataset should know.
@@ -193,7 +196,9 @@ class DatasetWriter:
                 rejects = sum((summary.rejects for summary in found[split]), ())
                 why = f", e.g. {rejects[0].name}: {rejects[0].reason}" if rejects else ""
                 raise UserError(f"{self.directory}: split {split!r} has no records{why}")
-        attributes = {k: {v: list(t) for v, t in x.items()} for k, x in (attributes or {}).items()}
+        if attributes is None:
+            attributes = _attributes([part for parts in found.values() for part in parts])
+        attributes = {k: {v: list(t) for v, t in x.items()} for k, x in attributes.items()}
         self._write_texts(found, attributes, caption_queries)
         write_atomically(
             self.directory / DATASET_FILE,
@@ -232,9 +237,8 @@ class DatasetWriter:
         corpus.update(t for values in attributes.values() for ts in values.values() for t in ts)
         write_atomically(self.directory / TOKENIZER_FILE, train_tokenizer(sorted(corpus)))
         rejects = [reject for parts in found.values() for part in parts for reject in part.rejects]
-        lines = (json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in rejects)
         if rejects:
-            write_atomically(self.directory / REJECTS_FILE, "".join(lines))
+            write_atomically(self.directory / REJECTS_FILE, rejects_text(rejects))
         else:
             (self.directory / REJECTS_FILE).unlink(missing_ok=True)
 
@@ -249,6 +253,11 @@ class DatasetWriter:
 def shard_name(split: str, index: int, total: int) -> str:
     """File name of one shard."""
     return f"{split}-{index:05d}-of-{total:05d}.array_record"
+
+
+def rejects_text(rejects: Iterable[Reject]) -> str:
+    """Contents of `rejects.jsonl`: {"name": ..., "reason": ...} a line."""
+    return "".join(json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in rejects)
 
 
 def write_shard(
@@ -277,10 +286,10 @@ def write_shard(
     try:
         written = _write_records(partial, records)
         with storing(path):
-            _sync(partial)
+            sync(partial)
             size = partial.stat().st_size
             os.replace(partial, path)
-            _sync(directory)
+            sync(directory)
     finally:
         partial.unlink(missing_ok=True)
     summary = ShardSummary(file=path.name, bytes=size, **written)
@@ -292,6 +301,7 @@ def _write_records(path: Path, records: Iterable[schema.Record | Reject]) -> dic
     keys: set[str] = set()
     texts: set[str] = set()
     queries: set[str] = set()
+    labels: dict[str, set[str]] = {}
     rejects: list[Reject] = []
     digest = hashlib.sha256()
     with _shard_file(path) as write:
@@ -304,6 +314,8 @@ def _write_records(path: Path, records: Iterable[schema.Record | Reject]) -> dic
             keys.add(record.key)
             texts |= schema.texts(record)
             queries |= schema.queries(record)
+            for label, value in record.labels.items():
+                labels.setdefault(label, set()).add(value)
             data = schema.encode(record)
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
@@ -313,6 +325,7 @@ def _write_records(path: Path, records: Iterable[schema.Record | Reject]) -> dic
         "digest": digest.hexdigest(),
         "texts": tuple(sorted(texts)),
         "queries": tuple(sorted(queries)),
+        "labels": {label: tuple(sorted(labels[label])) for label in sorted(labels)},
         "rejects": tuple(rejects),
     }
 
@@ -337,45 +350,33 @@ def _shard_file(path: Path) -> Iterator[Any]:
         writer.close()
 
 
-@contextlib.contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about writing `path` into a UserError."""
-    try:
-        yield
-    # ArrayRecord reports every failure, a full disk among them, as RuntimeError.
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).split(";")[0]
-        raise UserError(
-            f"cannot write {path}: {reason}; free space or make the directory writable, then run "
-            "the same command again, which goes on where this one stopped"
-        ) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that it is whole or absent, whatever happens meanwhile."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with storing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            _sync(partial)
-            os.replace(partial, path)
-            _sync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _part_path(directory: Path, file: str) -> Path:
     return directory / _PARTS / f"{file}.json"
+
+
+def _read_summary(found: dict[str, Any]) -> ShardSummary:
+    return ShardSummary(
+        file=found["file"],
+        count=found["count"],
+        bytes=found["bytes"],
+        digest=found["digest"],
+        texts=tuple(found["texts"]),
+        queries=tuple(found["queries"]),
+        labels={label: tuple(values) for label, values in found["labels"].items()},
+        rejects=tuple(Reject(**reject) for reject in found["rejects"]),
+    )
+
+
+def _attributes(parts: Sequence[ShardSummary]) -> dict[str, dict[str, list[str]]]:
+    """Class texts of labels that came without: the values themselves, spelt as words."""
+    values: dict[str, set[str]] = {}
+    for part in parts:
+        for label, found in part.labels.items():
+            values.setdefault(label, set()).update(found)
+    return {
+        label: {value: [value.replace("_", " ")] for value in sorted(values[label])}
+        for label in sorted(values)
+    }
 
 
 def _split_entry(parts: Sequence[ShardSummary]) -> dict[str, Any]:
