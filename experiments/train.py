@@ -26,7 +26,7 @@ from jepa.evaluation import suite
 from jepa.methods import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
-from jepa.training import loop, workdir
+from jepa.training import features, loop, workdir
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -104,7 +104,7 @@ def main(
     configs.check_run(config, method, mesh.size)
     process_index, process_count = meshes.batch_slice(mesh)
     batches = loader.make_train_loader(
-        config.data,
+        features.cache_text_features(config.data, method),
         global_batch=config.train.global_batch,
         seed=config.seed,
         process_index=process_index,

@@ -1,6 +1,7 @@
 """Batches from positions: which text, which frames, and what stands in for the unreadable.
 
-B batch, K query length, L text length, F features of a text.
+B batch, P pairs of query and target a clip (the text streams have B P rows, clip by clip), K query
+length, L text length, F features of a text.
 """
 
 from __future__ import annotations
@@ -38,39 +39,45 @@ class Texts:
         self._levels = config.caption_levels
 
     def choose(
-        self, record: Record, caption_queries: Sequence[str], uniforms: Sequence[float]
-    ) -> tuple[str, str]:
-        """The (query, target) of a record.
+        self, record: Record, caption_queries: Sequence[str], uniforms: Sequence[Sequence[float]]
+    ) -> list[tuple[str, str]]:
+        """P pairs (query, target) of a record.
 
         Args:
             record: With captions or questions.
             caption_queries: Queries that ask for a caption.
-            uniforms: Three numbers in [0, 1): for the task, the query and the target.
+            uniforms: For each pair three numbers in [0, 1): for the task, the query, the target.
 
         Raises:
             UserError: the record has no text that may be a target, or there is no caption query.
         """
         levels = self._levels
         captions = [c.text for c in record.captions if not levels or c.level in levels]
-        questions = record.questions
+        questions = [(q.query, q.answer) for q in record.questions]
         if not captions and not questions:
             raise UserError(
                 f"record {record.key!r} has no question and no caption"
                 + (f" of data.caption_levels={levels}" if levels else "")
                 + "; remove it from the dataset or name other levels"
             )
-        if not questions or (captions and uniforms[0] < self._captions):
+        pairs: list[tuple[str, str]] = []
+        fresh_captions, fresh_questions = list(captions), list(questions)
+        for task, query, target in uniforms:
+            if questions and not (captions and task < self._captions):
+                fresh_questions = fresh_questions or list(questions)
+                pairs.append(_take(fresh_questions, target))
+                continue
             if not caption_queries:
                 raise UserError(
                     "data.caption_query is empty and the dataset names no query either; set it "
                     "to a question that a caption answers"
                 )
-            return _pick(caption_queries, uniforms[1]), _pick(captions, uniforms[2])
-        question = _pick(questions, uniforms[2])
-        return question.query, question.answer
+            fresh_captions = fresh_captions or list(captions)
+            pairs.append((_pick(caption_queries, query), _take(fresh_captions, target)))
+        return pairs
 
     def streams(self, queries: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
-        """The streams `query` and `text` of B pairs."""
+        """The streams `query` and `text` of these pairs, a row each."""
         if self.features is not None:
             text = {"features": self.features(targets)}
         else:
@@ -81,6 +88,10 @@ class Texts:
 
 def _pick(items: Sequence[Any], uniform: float) -> Any:
     return items[int(uniform * len(items))]
+
+
+def _take(items: list[Any], uniform: float) -> Any:
+    return items.pop(int(uniform * len(items)))
 
 
 class Assembler:
@@ -154,11 +165,13 @@ class Assembler:
     def _streams(
         self, records: Sequence[Record], sets: np.ndarray, positions: np.ndarray
     ) -> dict[str, Any]:
-        purposes = np.array([Purpose.TASK, Purpose.QUERY, Purpose.TARGET])
-        draws = sampling.uniform(self._seed, positions[:, None], purposes).tolist()
+        parts = np.array([Purpose.TASK, Purpose.QUERY, Purpose.TARGET])
+        purposes = np.arange(self.config.pairs_per_clip)[:, None] * Purpose.PAIR + parts
+        draws = sampling.uniform(self._seed, positions[:, None, None], purposes).tolist()
         pairs = [
-            self.texts.choose(record, self._queries[which], draw)
+            pair
             for record, which, draw in zip(records, sets.tolist(), draws, strict=True)
+            for pair in self.texts.choose(record, self._queries[which], draw)
         ]
         queries, targets = zip(*pairs, strict=True)
         return self.texts.streams(queries, targets)
@@ -168,13 +181,14 @@ def spec(config: DataConfig, texts: Texts, batch: int) -> dict[str, Any]:
     """Shapes and types of a batch, as `(shape, dtype name)` leaves."""
     planes: Mapping[str, tuple[int, ...]] = transforms.shapes(config.size, config.pixels)
     video: Any = {k: ((batch, config.frames, *s), "uint8") for k, s in planes.items()}
-    query, length = (batch, config.query_length), (batch, config.text_length)
+    pairs = batch * config.pairs_per_clip
+    query, length = (pairs, config.query_length), (pairs, config.text_length)
     if texts.features is not None:
-        text = {"features": ((batch, texts.features.width), "float32")}
+        text = {"features": ((pairs, texts.features.width), "float32")}
     else:
         text = {"ids": (length, "int32"), "mask": (length, "bool")}
     return {
         "video": video.get("rgb", video),
         "query": {"ids": (query, "int32"), "mask": (query, "bool")},
-        "text": {**text, "hash": ((batch,), "int32")},
+        "text": {**text, "hash": ((pairs,), "int32")},
     }

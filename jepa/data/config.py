@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cache": ("none", "memory", "disk"),
     "frame_control": ("none", "single", "shuffled", "blank"),
 }
-_POSITIVE = ("frames", "size", "query_length", "text_length")
+_POSITIVE = ("frames", "size", "query_length", "text_length", "pairs_per_clip")
 _NOT_NEGATIVE = ("workers", "threads")
 
 
@@ -50,6 +50,9 @@ class DataConfig:
         query_tokenizer: Of the queries; "" for the same as `tokenizer`.
         query_length: K, token ids per query; longer ones are cut.
         text_length: L, token ids per target; longer ones are cut.
+        pairs_per_clip: Query-target pairs drawn for each clip, P: the text streams then have P rows
+            a clip, clip by clip. The X-encoder runs once for all of them. A target is drawn twice
+            only when the record has no other for the task.
         tasks: {"caption": weight, "question": weight}: how often a sample is which. A record
             that has no text for its task takes the other one.
         caption_levels: Levels of captions that may be targets; () for all.
@@ -83,6 +86,7 @@ class DataConfig:
     query_tokenizer: str = ""
     query_length: int = 16
     text_length: int = 32
+    pairs_per_clip: int = 1
     tasks: Mapping[str, float] = dataclasses.field(
         default_factory=lambda: {"caption": 1.0, "question": 1.0}
     )

@@ -29,7 +29,9 @@ class Purpose(enum.IntEnum):
     FLIP = 6
     CROP = 8  # and the three after it: area, ratio, top, left
     REPLACEMENT = 1 << 10  # plus the attempt
+    PAIR = 1 << 12  # times the pair's number, plus TASK, QUERY or TARGET
     PERMUTATION = 1 << 20  # plus the frame
+    EPOCH = 1 << 32  # plus the epoch
 
 
 def bits(seed: int, position: np.ndarray | int, purpose: np.ndarray | int) -> np.ndarray:

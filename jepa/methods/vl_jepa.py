@@ -11,9 +11,11 @@ T frames, H, W pixels, N visual tokens, K query tokens, L answer tokens, D width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
@@ -30,7 +32,7 @@ from jepa.models.minilm import MiniLM
 from jepa.models.text import TextTransformer
 from jepa.models.vit import VideoTransformer
 from jepa.models.vl_jepa import Predictor, SharedHead
-from jepa.nn.frames import to_float
+from jepa.nn.frames import frames_shape, to_float
 from jepa.parallel import partition
 
 
@@ -56,7 +58,7 @@ def default_model() -> ConfigDict:
                 "heads": 4,
                 "kv_heads": 4,
                 "mlp_width": 704,
-                "vocabulary": 1024,
+                "vocab": 1024,
                 "pool": "all",
                 "causal": False,
                 "remat": "none",
@@ -65,10 +67,12 @@ def default_model() -> ConfigDict:
             "y_encoder": {
                 "tower": "minilm",  # or "transformer", trained from scratch
                 "frozen": True,
+                # Embed every training text once before the first step; for a frozen tower.
+                "cache_features": True,
                 "learning_rate_factor": 0.05,
                 "head_learning_rate_factor": 1.0,
                 # Sizes of the "transformer" tower; MiniLM brings its own.
-                "vocabulary": 1024,
+                "vocab": 1024,
                 "width": 256,
                 "depth": 2,
                 "heads": 4,
@@ -113,7 +117,7 @@ class VLJEPA:
         predictor = dict(self.model.predictor)
         del x_encoder["frozen"], predictor["frozen_table"]
         self.x_encoder = VideoTransformer(**x_encoder, **types)
-        self.predictor = Predictor(**predictor, shared_dim=self.model.shared_dim, **types)
+        self.predictor = Predictor(**predictor, features=self.model.shared_dim, **types)
         self.tower = self._text_tower(types)
         self.head = SharedHead(self.model.shared_dim, **types)
         self.partition_table = self._partition_table()
@@ -125,7 +129,7 @@ class VLJEPA:
             return MiniLM(**types)
         if y.tower == "transformer":
             return TextTransformer(
-                vocabulary=y.vocabulary, width=y.width, depth=y.depth, heads=y.heads, **types
+                vocab=y.vocab, width=y.width, depth=y.depth, heads=y.heads, **types
             )
         raise UserError(
             f"config.model.y_encoder.tower is {y.tower!r}; use 'minilm' or 'transformer'"
@@ -159,6 +163,28 @@ class VLJEPA:
             ),
         )
 
+    def check(self, config: ConfigDict) -> None:
+        """Checks the sections `model` and `loss`, and what must fit the rest of the config.
+
+        Raises:
+          UserError: an unknown key, heads that the tensor axis does not divide, or no loss at all.
+        """
+        for section, default in (("model", default_model()), ("loss", default_loss())):
+            _check_keys(f"config.{section}", config[section], default)
+        tensor = config.mesh.tensor
+        for name in ("x_encoder", "predictor"):
+            heads = config.model[name].heads
+            if heads % tensor:
+                raise UserError(
+                    f"config.model.{name}.heads is {heads}, which config.mesh.tensor={tensor} does "
+                    "not divide; change one of them"
+                )
+        terms = ("info_nce", "regression", "sigreg_prediction", "sigreg_target")
+        if not any(config.loss[term] for term in terms):
+            raise UserError(
+                f"config.loss has no term; give one of {', '.join(terms)} a weight above 0"
+            )
+
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Params]:
         """Draws parameters for a batch of this structure; there is no mutable state."""
         keys = jax.random.split(rng, 4)
@@ -170,9 +196,9 @@ class VLJEPA:
         features, tower_params = self.tower.init_with_output(keys[2], ids, mask)
         params = {
             "x_encoder": x_params["params"],
-            "predictor": self.predictor.init(
-                keys[1], tokens, query["ids"][:1], query["mask"][:1]
-            )["params"],
+            "predictor": self.predictor.init(keys[1], tokens, query["ids"][:1], query["mask"][:1])[
+                "params"
+            ],
             "y_encoder": {
                 "tower": tower_params["params"],
                 "head": self.head.init(keys[3], features)["params"],
@@ -191,26 +217,34 @@ class VLJEPA:
 
     def visual_tokens(self, params: Params, video: Any) -> jax.Array:
         """Returns the X-encoder's tokens `[B, N, D]` of a clip stream."""
-        return self.x_encoder.apply({"params": params["x_encoder"]}, to_float(video, self.dtype))
+        return _apply(self.x_encoder, params["x_encoder"], to_float(video, self.dtype))
 
     def predict(self, params: Params, tokens: jax.Array, query: Batch) -> jax.Array:
         """Returns predictions `[B*P, S]` from visual tokens `[B, N, D]` and B*P queries."""
         pairs = query["ids"].shape[0] // tokens.shape[0]
         tokens = jnp.repeat(tokens, pairs, axis=0) if pairs > 1 else tokens
-        return self.predictor.apply(
-            {"params": params["predictor"]}, tokens, query["ids"], query["mask"]
-        )
+        return _apply(self.predictor, params["predictor"], tokens, query["ids"], query["mask"])
 
     def text_features(self, params: Params, text: Batch) -> jax.Array:
         """Returns the Y-encoder tower's features `[B, F]`, computed or as cached in the stream."""
         if "features" in text:
             return text["features"].astype(self.dtype)
-        return self.tower.apply({"params": params["y_encoder"]["tower"]}, text["ids"], text["mask"])
+        return self._encode_text(params["y_encoder"]["tower"], text["ids"], text["mask"])
+
+    def cached_text_tower(self) -> tuple[Any, Any] | None:
+        """Returns the frozen tower for `jepa.training.features`; None if it is not cached."""
+        y = self.model.y_encoder
+        if not (y.cache_features and y.frozen and y.tower == "minilm"):
+            return None
+        return self.pretrained()["y_encoder/tower"], self._encode_text
+
+    def _encode_text(self, tower: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        return _apply(self.tower, tower, ids, mask)
 
     def target(self, params: Params, text: Batch) -> jax.Array:
         """Returns the embeddings `[B, S]` of answers."""
         features = self.text_features(params, text)
-        return self.head.apply({"params": params["y_encoder"]["head"]}, features)
+        return _apply(self.head, params["y_encoder"]["head"], features)
 
     def represent(
         self,
@@ -282,18 +316,27 @@ class VLJEPA:
 
         A frozen X-encoder or text tower counts its forward pass only; cached features nothing.
         """
-        clips, frames, height, width = _video_shape(batch["video"])
+        clips, frames, height, width = frames_shape(batch["video"])
         pairs, query_length = batch["query"]["ids"].shape
-        x = count.video_transformer(self.x_encoder, frames, height, width)
-        tokens = self.x_encoder.token_count(frames, height, width)
-        total = clips * x * (1.0 if self.model.x_encoder.frozen else 3.0)
-        total += pairs * 3.0 * count.predictor(
-            self.predictor, tokens, self.x_encoder.width, query_length
+        x_encoder = count.video_transformer(self.x_encoder, frames, height, width)
+        predictor = count.predictor(
+            self.predictor,
+            visual_tokens=math.prod(self.x_encoder.grid(frames, height, width)),
+            visual_width=self.x_encoder.width,
+            query_length=query_length,
         )
+        head = count.shared_head(self.head, self.tower.width)
+        total = clips * x_encoder * (1.0 if self.model.x_encoder.frozen else 3.0)
+        total += pairs * 3.0 * (predictor + head)
         if "ids" in batch["text"]:
-            tower = count.text_tower(self.tower, batch["text"]["ids"].shape[1])
+            text = count.minilm if isinstance(self.tower, MiniLM) else count.text_transformer
+            tower = text(self.tower, batch["text"]["ids"].shape[1])
             total += pairs * tower * (1.0 if self.model.y_encoder.frozen else 3.0)
         return total
+
+
+def _apply(module: nn.Module, params: Params, *inputs: Any) -> Any:
+    return module.apply({"params": params}, *inputs)
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -301,6 +344,11 @@ def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
-def _video_shape(video: Any) -> tuple[int, int, int, int]:
-    frames = video["y"] if isinstance(video, Mapping) else video
-    return tuple(frames.shape[:4])
+def _check_keys(path: str, given: ConfigDict, known: ConfigDict) -> None:
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(
+                f"{path}.{key} does not exist; the keys there are {', '.join(sorted(known))}"
+            )
+        if isinstance(known[key], ConfigDict):
+            _check_keys(f"{path}.{key}", value, known[key])

@@ -7,7 +7,7 @@ import pytest
 from loading_helpers import record, same, write
 
 from jepa.data.config import DataConfig, default_data_config
-from jepa.data.loader import make_train_loader
+from jepa.data.loader import Order, make_train_loader
 from jepa.errors import UserError
 
 RECORDS = 20
@@ -120,6 +120,24 @@ def test_every_record_comes_once_an_epoch_in_another_order_each(data):
     order = [number for batch in batches for number in numbers(data, batch)]
     assert sorted(order[:RECORDS]) == sorted(order[RECORDS:]) == list(range(RECORDS))
     assert order[:RECORDS] != order[RECORDS:]
+
+
+@pytest.mark.parametrize("size", [1, 7, 300, 70_000])
+def test_the_order_visits_each_record_once_an_epoch_at_any_size(size):
+    order = Order([size], [1.0], seed=5)
+    epochs = 2 if size > 1000 else 4
+    sets, found = order(np.arange(epochs * size))
+    assert (sets == 0).all()
+    found = found.reshape(epochs, size)
+    np.testing.assert_array_equal(np.sort(found, axis=1), np.tile(np.arange(size), (epochs, 1)))
+    if size > 1:
+        assert (found[0] != found[1]).any()
+    # Neighbours in the order are not neighbours in the dataset.
+    if size >= 300:
+        assert abs(np.corrcoef(found[0], np.arange(size))[0, 1]) < 0.2
+        assert (np.abs(np.diff(found[0])) == 1).mean() < 0.03
+    middle = epochs * size // 2
+    np.testing.assert_array_equal(order(np.array([middle]))[1], found.reshape(-1)[[middle]])
 
 
 def test_a_mixture_draws_by_weight_and_each_record_of_a_set_once_an_epoch(tmp_path, data):
@@ -331,3 +349,18 @@ def test_defaults_parse_and_take_flags():
     values.tasks.question = 0.0
     parsed = DataConfig.parse(values)
     assert parsed.fps == 4.0 and parsed.text_features is None and parsed.tasks["question"] == 0.0
+
+
+def test_pairs_of_a_clip_differ_and_stand_clip_by_clip(data):
+    loader = make_train_loader(
+        config(data, pairs_per_clip=2, tasks={"caption": 1.0, "question": 0.0}),
+        global_batch=8,
+        seed=0,
+    )
+    batch = next(loader)
+    hashes = batch["text"]["hash"].reshape(8, 2)
+    assert batch["query"]["ids"].shape[0] == 16 and np.all(hashes[:, 0] != hashes[:, 1])
+    single = make_train_loader(
+        config(data, tasks={"caption": 1.0, "question": 0.0}), global_batch=8, seed=0
+    )
+    np.testing.assert_array_equal(hashes[:, 0], next(single)["text"]["hash"])
