@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jepa.losses.precision import widen
-from jepa.parallel.partition import constrain
+from jepa.parallel.partition import constrain, pieces
 
 DEFAULT_T_MAX = {"folded": 3.0, "integral": 5.0}
 
@@ -105,12 +105,22 @@ def quadrature(form: str, knots: int, t_max: float | None) -> tuple[np.ndarray, 
     return points, weights * np.exp(-(points**2) / 2)
 
 
-@jax.checkpoint
 def _characteristic(projected: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Means over N of cos and sin of `t * projected`: `[N, S]`, `[K]` -> two `[K, S]`.
 
-    Written as one broadcast so that the compiler fuses it into the reduction over N: the
-    `[K, N, S]` array never exists, and one reduction over devices serves all knots.
+    One knot after another, so that memory does not grow with K. Each device's part of the batch
+    keeps a dimension of its own until the loop has ended: a mean over the whole batch inside the
+    loop would be K reductions over devices, and this is one.
     """
-    angles = t[:, None, None] * projected
-    return jnp.mean(jnp.cos(angles), axis=1), jnp.mean(jnp.sin(angles), axis=1)
+    count, slices = projected.shape
+    parts = projected.reshape(pieces("batch"), -1, slices)
+    parts = constrain(parts, "batch", None, None)
+
+    # Cosines and sines are computed again in the backward pass: only `parts` is kept.
+    @jax.checkpoint
+    def knot(parts: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        angles = t * parts
+        return jnp.sum(jnp.cos(angles), axis=1), jnp.sum(jnp.sin(angles), axis=1)
+
+    _, (real, imaginary) = jax.lax.scan(lambda _, t: (None, knot(parts, t)), None, t)
+    return jnp.sum(real, axis=1) / count, jnp.sum(imaginary, axis=1) / count

@@ -136,6 +136,15 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def pieces(logical: str) -> int:
+    """How many pieces a dimension of this name is cut into under the mesh of `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    spec = _on_mesh(_spec_of_names((logical,), "a dimension"), mesh)
+    return math.prod(mesh.shape[axis] for axis in _as_tuple(spec[0]))
+
+
 def path_name(path: Any) -> str:
     """The "/"-joined path that patterns match, from a JAX key path."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -189,10 +198,10 @@ def _check_divides(
     what: str, shape: Sequence[int], spec: PartitionSpec, mesh: Mesh | AbstractMesh
 ) -> None:
     for i, entry in enumerate(spec):
-        pieces = math.prod(mesh.shape[axis] for axis in _as_tuple(entry))
-        if shape[i] % pieces:
+        count = math.prod(mesh.shape[axis] for axis in _as_tuple(entry))
+        if shape[i] % count:
             axes = " * ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in _as_tuple(entry))
             raise UserError(
                 f"{what} of shape {tuple(shape)} has {shape[i]} in dimension {i}, which {axes} "
-                f"does not divide; change the mesh, or make it a multiple of {pieces}."
+                f"does not divide; change the mesh, or make it a multiple of {count}."
             )
