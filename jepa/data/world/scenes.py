@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.data.world import words
-from jepa.data.world.physics import FLOOR, FPS, FRAMES, Body, Motion, reach_below, simulate
+from jepa.data.world.physics import FLOOR, FPS, FRAMES, Body, reach, simulate
 from jepa.data.world.render import Box
 from jepa.data.world.stage import Actor, Happening, Scene, Stage
 
@@ -72,7 +72,7 @@ def move(stage: Stage) -> Scene:
     middle = stage.rng.uniform(margin, 64 - margin, 2)
     along = ease(stage) - 0.5
     backdrop = stage.backdrop()
-    beside = stage.chance(0.08)
+    beside = stage.chance(0.05)
     other = stage.actor(actor, size="small")
     spot = _corner(stage, middle, length, actor.radius + other.radius)
     direction = DIRECTION_NAMES[stage.variant(4)]
@@ -107,14 +107,9 @@ def _corner(stage: Stage, middle: np.ndarray, length: float, apart: float) -> np
     return None
 
 
-def _floor_contacts(motion: Motion) -> list[float]:
-    return [t for t, one, other in motion.contacts if FLOOR in (one, other)]
-
-
 def _dropped(stage: Stage, kind: str, elasticity: float, gravity: float) -> Scene:
     actor = stage.actor(upright=True)
     floor = stage.uniform(54, 60)
-    below = reach_below(actor.shape, actor.radius)
     top = stage.uniform(0.7 * actor.radius, actor.radius + 3)
     drift = stage.uniform(-7, 7)
     x = stage.uniform(20, 44) - drift * SECONDS / 2
@@ -123,11 +118,9 @@ def _dropped(stage: Stage, kind: str, elasticity: float, gravity: float) -> Scen
     motion = simulate([body], gravity=gravity, floor=floor)
     scene = lone(stage, kind, actor, [actor.track(motion.xy[0])], backdrop=stage.backdrop(floor))
     scene.facts["bounce"] = "yes" if kind == "bounce" else "no"
-    hits = _floor_contacts(motion)
-    assert below > 0 and hits
-    verb = "bounces" if kind == "bounce" else "lands"
-    rises = [t for t in hits if t < SECONDS - 0.15] if kind == "bounce" else hits[:1]
-    scene.happenings = [Happening(t, verb, (scene.fields["s"],)) for t in rises]
+    hits = [t for t, *bodies in motion.contacts if FLOOR in bodies and t < SECONDS]
+    verb, counted = ("bounces", hits) if kind == "bounce" else ("lands", hits[:1])
+    scene.happenings = [Happening(t, verb, (scene.fields["s"],)) for t in counted]
     return scene
 
 
@@ -175,7 +168,7 @@ def slide(stage: Stage) -> Scene:
     backdrop = stage.backdrop(floor)
     direction = ("left", "right")[stage.variant(2)]
     sign = words.DIRECTIONS[direction][0]
-    y = floor - reach_below(actor.shape, actor.radius)
+    y = floor - reach(actor.shape, actor.radius)
     body = Body(
         actor.shape,
         actor.radius,
@@ -195,8 +188,8 @@ def occlude(stage: Stage) -> Scene:
     """The subject passes behind a wall and comes out on the other side."""
     actor = stage.actor()
     width = 2 * actor.radius + stage.uniform(0, 3)
-    reach = width / 2 + actor.radius + 1 + stage.uniform(0, 3)
-    reach = min(reach, 31 - 0.55 * actor.radius)
+    far = width / 2 + actor.radius + 1 + stage.uniform(0, 3)
+    far = min(far, 31 - 0.55 * actor.radius)
     lane = stage.uniform(actor.radius + 2, 62 - actor.radius)
     backdrop = stage.backdrop()
     red, green, blue = stage.stone()
@@ -204,7 +197,7 @@ def occlude(stage: Stage) -> Scene:
     direction = DIRECTION_NAMES[stage.variant(4)]
     step = np.array(words.DIRECTIONS[direction], float)
     across = np.abs(step[::-1])
-    path = 32 * np.abs(step) + lane * across + along[:, None] * step * reach
+    path = 32 * np.abs(step) + lane * across + along[:, None] * step * far
     low, high = 32 - width / 2, 32 + width / 2
     rect = (low, 0, high, 64) if step[0] else (0, low, 64, high)
     tracks = [actor.track(path)]

@@ -32,9 +32,9 @@ LATTICE = 40  # places in a pixel
 
 #: Kinds of scene outside groups, with their weights. With the groups of `LAYOUT` (20 % quadruples
 #: of `move`, 4 % pairs of `order`, 6 % pairs of coming and going) that makes, in per cent of all
-#: clips: move 45, order 6, collide 6, fall 5, throw 3, count 3, control 2, each outcome 5.
+#: clips: move 46, order 6, collide 5, fall 5, throw 3, count 3, control 2, each outcome 5.
 MIXTURE: tuple[tuple[Callable[[Stage], Scene], float], ...] = (
-    (scenes.move, 0.25),
+    (scenes.move, 0.26),
     (scenes.bounce, 0.05),
     (scenes.fall, 0.05),
     (scenes.slide, 0.05),
@@ -43,7 +43,7 @@ MIXTURE: tuple[tuple[Callable[[Stage], Scene], float], ...] = (
     (scenes.appear, 0.02),
     (scenes.vanish, 0.02),
     (scenes.throw, 0.03),
-    (ensembles.collide, 0.06),
+    (ensembles.collide, 0.05),
     (ensembles.order, 0.02),
     (ensembles.count, 0.03),
     (ensembles.control, 0.02),

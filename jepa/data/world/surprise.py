@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jepa.data.world import words
-from jepa.data.world.physics import FPS, FRAMES, Body, simulate
+from jepa.data.world.physics import FPS, FRAMES, Body, reach, simulate
 from jepa.data.world.render import Box, Track
 from jepa.data.world.scenes import lone
 from jepa.data.world.stage import Actor, Happening, Scene, Stage
@@ -61,12 +61,11 @@ def wall(stage: Stage, possible: bool) -> Scene:
     direction = DIRECTION_NAMES[int(stage.rng.integers(4))]
     lane, speed = stage.uniform(14, 50), stage.uniform(17, 20)
     rgb, start = stage.stone(), -31 + actor.radius + stage.uniform(0, 3)
-    away = -start  # the wall's near face stands in the middle of the frame
-    body = Body(actor.shape, actor.radius, (32.0, 32.0 - away), (0.0, speed), elasticity=0.95)
-    motion = simulate([body], floor=32.0)
     free = start + speed * np.arange(FRAMES) / FPS
-    # Simulated as a fall towards a floor, then turned to the direction drawn.
-    held = motion.xy[0, :, 1] - 32.0
+    # Simulated as a drop onto a floor at 0, the wall's near face, then turned to the direction.
+    front = reach(actor.shape, actor.radius, words.DIRECTIONS[direction])
+    body = Body("circle", front, (0.0, start), (0.0, speed), elasticity=0.95)
+    held = simulate([body], floor=0.0).xy[0, :, 1]
     split = int(np.argmax(np.abs(held - free) > 1e-6))
     path = _along(direction, held if possible else free, lane)
     box = _bar(direction, 2.5, 5.0, rgb, front=False)

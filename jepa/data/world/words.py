@@ -6,8 +6,8 @@ Classes
     sizes (2)       small: radius 6.0 to 7.5 px; large: radius 11.0 to 13.0 px (of a 64-pixel frame)
     directions (4)  left, right, up, down
 
-A radius is that of the circle the shape is drawn in: corners and tips lie on it (a square's half
-side is 0.8 radii, so that its area is close to the circle's).
+A radius is that of the circle the shape is drawn in: tips lie on it. A square's half side is 0.8
+radii, which puts its corners 0.13 radii outside and its area nearer to the circle's.
 """
 
 from __future__ import annotations
