@@ -75,7 +75,7 @@ class TextFeatures:
 
     Attributes:
         path: The directory.
-        fingerprint: What made them (tower, weights, tokenizer); the reader compares it.
+        fingerprint: What made them (tower, weights, tokenizer), as the writer said it.
         width: F.
     """
 

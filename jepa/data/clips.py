@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import abc
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import tqdm
+from absl import logging
 
 from jepa.data import cache, decode, sampling, transforms
 from jepa.data.config import DataConfig
@@ -246,6 +249,7 @@ class CachedClips(Clips):
         table = np.zeros((len(self.split), 3), np.int64)
         self._records = [self.split.record(i, video=False) for i in range(len(self.split))]
         self._check_room(store)
+        logging.info("decoding the %d clips of %r once", len(self.split), self.split.name)
         numbers = range(len(self.split))
         with (
             concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
@@ -314,8 +318,12 @@ class _Memory:
         self._parts: dict[str, list[np.ndarray]] = {}
 
     def room(self) -> float:
-        """Free bytes."""
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        """Bytes that may be taken: half of what is free, as joining the parts copies them."""
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+                if line.startswith("MemAvailable:"):
+                    return float(line.split()[1]) * 1024 / 2
+        return math.inf  # no such file outside Linux; a set that is too large will say so itself
 
     def add(self, planes: Planes, *, flat: bool) -> None:
         """Append a clip."""

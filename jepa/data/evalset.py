@@ -20,7 +20,8 @@ from jepa.data.schema import Record
 class EvalSet:
     """The clips of one split, each once and in order: middle window, centre crop, unmirrored.
 
-    `data.frame_control` applies as in training; its random numbers depend on the record alone.
+    Of a mixture, the first dataset is the one that is evaluated. `data.frame_control` applies as in
+    training; its random numbers depend on the record alone.
 
     Attributes:
         records: The records in order, without their encoded bytes.
@@ -36,11 +37,10 @@ class EvalSet:
         """Open; `limit` takes the first records only.
 
         Raises:
-            UserError: a bad key, a missing or empty split, or a mixture (name one path).
+            UserError: a bad key or value, or a missing or empty split.
         """
         config = DataConfig.parse(data_config)
         self._config = config
-        # Of a mixture, the first set is the one that is evaluated.
         path = config.sources[0][0]
         self.dataset = sources.open_source(path, split)
         self.texts = sources.open_texts(config, [self.dataset])
