@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli
@@ -55,6 +56,8 @@ def setup(config: ConfigDict, *, devices: int | None = None) -> None:
         devices = math.prod(sizes)
     if devices is not None:
         meshes.set_cpu_devices(devices)
+    if not flags.FLAGS.is_parsed() or not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every rename otherwise.
     log = logging.getLogger("jepa")
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)

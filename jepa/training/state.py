@@ -97,10 +97,9 @@ class Initializer:
         self._batch_spec, self._seed = batch_spec, seed
         self._dtype = parameter_dtype(dtype)
         self._keep_target = method.requirements.ema
-        with jax.set_mesh(mesh):
-            params, method_state = jax.eval_shape(self._init)
-            optimizer.check(params)
-            state = jax.eval_shape(self._complete, params, method_state)
+        params, method_state = jax.eval_shape(self._init)
+        optimizer.check(params)
+        state = jax.eval_shape(self._complete, params, method_state)
         self.shardings = self._shardings(state)
         self.shapes = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self.shardings
@@ -145,14 +144,15 @@ class Initializer:
 
     def create(self) -> TrainState:
         """Returns the state of step 0, with the method's pretrained weights in their places."""
-        with jax.set_mesh(self._mesh):
-            init = jax.jit(
-                self._init, out_shardings=(self.shardings.params, self.shardings.method_state)
-            )
-            params, method_state = init()
-            params = overlay(params, self._method.pretrained())
-            complete = jax.jit(self._complete, out_shardings=self.shardings, donate_argnums=(0, 1))
-            return complete(params, method_state)
+        # No mesh is set here: a method draws parameters for an example or two, which its
+        # constraints on activations would try to cut over all devices.
+        init = jax.jit(
+            self._init, out_shardings=(self.shardings.params, self.shardings.method_state)
+        )
+        params, method_state = init()
+        params = overlay(params, self._method.pretrained())
+        complete = jax.jit(self._complete, out_shardings=self.shardings, donate_argnums=(0, 1))
+        return complete(params, method_state)
 
 
 def overlay(params: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[str, Any]:

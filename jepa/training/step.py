@@ -68,13 +68,13 @@ class TrainStep:
         updates, opt_state = self.optimizer.updates(
             gradients, state.opt_state, trainable, state.step
         )
-        new = merge(optax.apply_updates(trainable, updates), frozen)
-        target = state.target_params
+        trainable = _where(finite, optax.apply_updates(trainable, updates), trainable)
+        params, target = merge(trainable, frozen), state.target_params
         if self.ema is not None:
-            target = self._average(target, new, state.step)
+            target = self._average(target, params, state.step)
         state = TrainState(
             step=state.step + 1,
-            params=_where(finite, new, state.params),
+            params=params,
             target_params=_where(finite, target, state.target_params),
             opt_state=_where(finite, opt_state, state.opt_state),
             method_state=_where(finite, method_state, state.method_state),
