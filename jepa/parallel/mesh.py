@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -99,7 +100,8 @@ def batch_slice(mesh: Mesh, process_index: int | None = None) -> tuple[int, int]
         process_index = jax.process_index()
     shards = batch_shards(mesh)
     rows: dict[int, set[int]] = {}
-    for device, index in batch_sharding(mesh).devices_indices_map((shards,)).items():
+    parts: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((shards,))
+    for device, index in parts.items():
         rows.setdefault(device.process_index, set()).update(range(*index[0].indices(shards)))
     for process, held in rows.items():
         start, size = min(held), len(held)

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jepa.losses.health import embedding_health
+from jepa.losses import health as healths
 from jepa.parallel.mesh import batch_sharding, make_mesh
+
+embedding_health = jax.jit(healths.embedding_health)
 
 
 def test_isotropic_embeddings():
@@ -48,7 +50,7 @@ def test_on_a_mesh():
     x = np.random.default_rng(0).standard_normal((16, 4)).astype("float32")
     wanted = embedding_health(x)
     cut = jax.device_put(x, batch_sharding(make_mesh({"data": 4, "fsdp": 2})))
-    got = jax.jit(embedding_health)(cut)
+    got = embedding_health(cut)
     for name in wanted:
         np.testing.assert_allclose(got[name], wanted[name], rtol=1e-5)
     with pytest.raises(ValueError, match="N >= 2"):

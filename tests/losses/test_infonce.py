@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compiled_text import collective_sizes
 
 from jepa.losses.infonce import info_nce, inverse_temperature
 from jepa.parallel.mesh import batch_sharding, make_mesh, replicated
@@ -44,6 +45,11 @@ def value_and_grads(p, t, hashes, scale):
     return value, *grads
 
 
+@jax.jit
+def score(p, t, target_hash=None):
+    return info_nce(p, t, inverse_temperature=10.0, target_hash=target_hash)
+
+
 @pytest.mark.parametrize(
     ("devices", "shape", "masked"),
     [
@@ -70,6 +76,22 @@ def test_value_and_gradient_on_meshes(devices, shape, masked, dtype, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+def test_logits_stay_on_their_devices():
+    size, width = 1024, 8
+    mesh = make_mesh({"data": 4, "fsdp": 2})
+    with jax.set_mesh(mesh):
+        rows, whole = batch_sharding(mesh), replicated(mesh)
+        x = jax.ShapeDtypeStruct((size, width), "float32", sharding=rows)
+        hashes = jax.ShapeDtypeStruct((size,), "int32", sharding=rows)
+        scale = jax.ShapeDtypeStruct((), "float32", sharding=whole)
+        step = jax.jit(value_and_grads, out_shardings=(whole, rows, rows, whole))
+        text = step.lower(x, x, hashes, scale).compile().as_text()
+    sizes = collective_sizes(text)
+    # The targets and their gradient, and a dozen vectors over the batch; never the logits.
+    assert max(sizes) == size * width
+    assert sum(sizes) < 2 * size * width + 16 * size
+
+
 def test_mask_removes_equal_targets_in_both_directions():
     rng = np.random.default_rng(1)
     p, t = (rng.standard_normal((4, 3)).astype("float32") for _ in range(2))
@@ -83,25 +105,20 @@ def test_mask_removes_equal_targets_in_both_directions():
         return jax.value_and_grad(loss, (0, 1))(p, t)
 
     # With two examples of one target nothing is left to tell apart: the loss is zero.
-    two = info_nce(p[:2], t[:2], inverse_temperature=3.0, target_hash=hashes[:2])
+    two = score(p[:2], t[:2], hashes[:2])
     assert two[0] == 0 and two[1]["negative_similarity"] == 0
     value, grads = step(p, t)
     assert all(np.isfinite(g).all() for g in grads)
-    assert value < info_nce(p, t, inverse_temperature=3.0)[0]
+    assert value < reference(p, t, None, 3.0)[0]
 
 
 def test_logits_are_float32_for_bfloat16_inputs():
     p, t = (jnp.asarray(x, jnp.bfloat16) for x in inputs("float32"))
-    value, metrics = info_nce(p, t, inverse_temperature=100.0)
+    value, metrics = jax.jit(info_nce)(p, t, inverse_temperature=100.0)
     wanted = reference(p.astype("float32"), t.astype("float32"), None, 100.0)[0]
     assert value.dtype == jnp.float32
     assert all(m.dtype == jnp.float32 and m.shape == () for m in metrics.values())
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
-
-
-@jax.jit
-def score(p, t, target_hash=None):
-    return info_nce(p, t, inverse_temperature=10.0, target_hash=target_hash)
 
 
 def test_metrics():
@@ -129,7 +146,7 @@ def test_metrics():
 
 def test_collapse_scores_nothing_and_costs_log_batch():
     x = np.ones((8, 5), np.float32)
-    value, metrics = info_nce(x, x, inverse_temperature=20.0)
+    value, metrics = score(x, x)
     np.testing.assert_allclose(value, np.log(8), rtol=1e-6)
     assert metrics["accuracy_prediction_to_target"] == 0
 
