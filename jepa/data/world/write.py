@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
 from jepa.data import schema
+from jepa.data.jobs import Progress, run_jobs
 from jepa.data.world import encode, words
 from jepa.data.world.generate import Clip, scene
 from jepa.data.world.physics import FPS
@@ -92,10 +89,16 @@ def write_world(
         for split, total in shards.items()
         for index in writer.missing(split, total)
     ]
-    done = sum(clips.values()) - sum(len(_span(*task[3:])) for task in tasks)
-    with _Progress(sum(clips.values()), done, progress and bool(tasks)) as shown:
-        for written in _run(tasks, processes):
-            shown.add(written)
+    total = sum(len(_span(*task[3:])) for task in tasks)
+    with contextlib.ExitStack() as stack:
+        shown = (
+            stack.enter_context(Progress("world", total, "clip")) if progress and tasks else None
+        )
+        # Closed at once when interrupted, so that no worker outlives the run.
+        results = stack.enter_context(contextlib.closing(run_jobs(_write, tasks, processes)))
+        for written in results:
+            if shown is not None:
+                shown.add(written)
     writer.finish(
         shards,
         attributes=words.ATTRIBUTES,
@@ -129,49 +132,8 @@ def _span(count: int, index: int, total: int) -> range:
     return range(count * index // total, count * (index + 1) // total)
 
 
-def _run(tasks: list[_Task], processes: int) -> Iterator[int]:
-    if processes == 1 or len(tasks) < 2:
-        yield from map(_write, tasks)
-        return
-    # Spawned, not forked: the caller may have started JAX, whose threads a fork would lose.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=context) as pool:
-        waiting = [pool.submit(_write, task) for task in tasks]
-        try:
-            for done in as_completed(waiting):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def _write(task: _Task) -> int:
     directory, seed, split, count, index, total = task
     span = _span(count, index, total)
     write_shard(directory, split, index, total, (record(scene(seed, split, i)) for i in span))
     return len(span)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere one line for each tenth of the work."""
-
-    def __init__(self, total: int, done: int, shown: bool):
-        self.total, self.done, self.shown = total, done, shown
-        self.bar = None
-        if shown and sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=done, unit="clip", desc="world")
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def add(self, count: int) -> None:
-        """Count finished clips."""
-        before, self.done = self.done, self.done + count
-        if self.bar is not None:
-            self.bar.update(count)
-        elif self.shown and 10 * before // self.total < 10 * self.done // self.total:
-            print(f"world: {self.done} of {self.total} clips", file=sys.stderr, flush=True)
