@@ -18,6 +18,7 @@ An absl entry point with `config_flags`:
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -107,12 +108,16 @@ def _parse_flags_or_exit(argv: list[str]) -> list[str]:
 
 
 def _unknown_key(argv: Sequence[str], quoted: str) -> str:
-    key = quoted.strip("'\"")
+    # The key comes first, behind quotes of quotes; a guess at what was meant may follow.
+    words = re.findall(r"\w+", quoted.replace("\\n", " "))
+    key = words[0] if words else quoted
+    meant = re.search(r'mean "(\w+)"', quoted)
+    mend = f"did you mean {meant[1]!r}?" if meant else "see the config file"
     for argument in argv:
         path = argument.lstrip("-").split("=")[0]
         if argument.startswith("--") and key in path.split(".")[1:]:
-            return f"{argument}: the config has no key {key!r} there; see the config file"
-    return f"the config has no key {key!r}; see the config file"
+            return f"{argument}: the config has no key {key!r} there; {mend}"
+    return f"the config has no key {key!r}; {mend}"
 
 
 def _check_loaded(name: str, flag: object) -> None:

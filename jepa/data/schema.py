@@ -228,9 +228,9 @@ def decode(data: bytes, video: bool = True) -> Record:
         )
     values = {name: fields[name] for name in _FIELDS if name in fields}
     for name, kind in _ITEMS.items():
-        values[name] = tuple(_item(kind, item) for item in values[name])
+        values[name] = tuple(_item(kind, item) for item in values.get(name, ()))
     for name in _ARRAYS:
-        values[name] = _unpack_array(values[name])
+        values[name] = _unpack_array(values.get(name))
     if not video:
         values["video"] = b""
     return Record(**values)

@@ -122,7 +122,7 @@ def _decode_all(container: Any) -> VideoInfo:
     if damaged:
         raise BadVideo(f"{damaged} of its {frames} frames are damaged")
     image = container.format.name.endswith("_pipe") and frames == 1
-    fps, duration = (0.0, 0.0) if image else _timing(stream, first, last, frames)
+    fps, duration = (0.0, 0.0) if image else _timing(container, first, last, frames)
     full = first.color_range == _FULL_RANGE or first.format.name.startswith(("yuvj", "rgb", "gbr"))
     return VideoInfo(
         media="image" if image else "video",
@@ -137,7 +137,8 @@ def _decode_all(container: Any) -> VideoInfo:
     )
 
 
-def _timing(stream: Any, first: Any, last: Any, frames: int) -> tuple[float, float]:
+def _timing(container: Any, first: Any, last: Any, frames: int) -> tuple[float, float]:
+    stream = container.streams.video[0]
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     if not (math.isfinite(fps) and fps > 0):
         raise BadVideo(f"its frame rate is {fps}")
@@ -148,7 +149,17 @@ def _timing(stream: Any, first: Any, last: Any, frames: int) -> tuple[float, flo
     if duration <= 0:
         raise BadVideo("its time stamps do not rise")
     # A container that promises more than there is was cut off; two frames of leave for rounding.
-    promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    promised = _promised(container, stream)
     if promised > duration * 1.05 + 2 / fps:
         raise BadVideo(f"is truncated: {duration:.2f} of {promised:.2f} seconds are there")
     return fps, duration
+
+
+def _promised(container: Any, stream: Any) -> float:
+    """Seconds of picture that the container's header speaks of; 0.0 where it does not."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    # Matroska and its kin give one duration for all streams, so with sound it may be the sound's.
+    if container.duration and len(container.streams) == 1:
+        return container.duration / av.time_base
+    return 0.0

@@ -15,6 +15,7 @@ from jepa.data.entries import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRow, make_recor
 from jepa.data.writer import Reject
 from jepa.errors import UserError
 
+_BLOCK = 512
 _PICTURES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 
@@ -109,3 +110,17 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes] | str]]:
         yield name, members
     elif not count:
         yield "(empty)", "the tar holds no sample"
+    if not _is_ended(path):
+        yield "(end)", "the tar has no end mark, so it was cut off; samples may be missing"
+
+
+def _is_ended(path: Path) -> bool:
+    """Whether a tar ends with a block of zeros; `tarfile` takes a cut between members for an end.
+
+    Always true of a compressed one, whose own format tells when it is cut off.
+    """
+    with path.open("rb") as file:
+        if file.read(_BLOCK)[257:262] != b"ustar":
+            return True
+        file.seek(-_BLOCK, os.SEEK_END)
+        return not any(file.read())
