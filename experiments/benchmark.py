@@ -142,7 +142,7 @@ def _bare_clip(work: tuple[bytes, Sequence[int]]) -> int:
     """Decode one clip as one would without this library; returns the number of frames kept."""
     data, wanted = work
     kept = []
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1

@@ -33,6 +33,7 @@ def mp4(
     gop: int = 12,
     crf: int = 10,
     bframes: int = 3,
+    x264: str = "",
     matrix: str = "bt601",
     full_range: bool = False,
 ) -> bytes:
@@ -50,6 +51,7 @@ def mp4(
             "crf": str(crf),
             "preset": "veryfast",
             "bf": str(bframes),
+            "x264-params": x264,
         }
         stream.codec_context.colorspace = tag
         stream.codec_context.color_range = 2 if full_range else 1
