@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jepa.data.world import scene, words
+from jepa.data.world.physics import reach
 from jepa.data.world.splits import GROUPED, LATTICE, LAYOUT, SPLITS, block_size, compose, slot
 
 SIZES = {"train": 400, "validation": 200, "novel": 200, "hard": 160, "surprise": 80}
@@ -140,3 +141,23 @@ def test_the_impossible_differs_from_the_possible_after_the_violation_only():
         assert start / 8 >= wrong.events[-1].time - 1e-6
         seen.add(right.labels["violation"])
     assert seen == {"wall", "gone", "swap", "teleport"}
+
+
+def test_a_wall_is_touched_and_not_entered_where_it_holds():
+    seen = 0
+    for index in range(0, SIZES["surprise"], 2):
+        made = compose(0, "surprise", index)[0]
+        if made.labels["violation"] != "wall":
+            continue
+        (track,), (box,) = made.tracks, made.boxes
+        axis = int(np.ptp(track.xy[:, 1]) > np.ptp(track.xy[:, 0]))
+        low, high = box.rect[axis], box.rect[axis + 2]
+        path = track.xy[:, axis]
+        way = 1 if path[0] < low else -1
+        front = reach(track.shape, track.radius, (way, 0) if axis == 0 else (0, way))
+        gap = (low if way > 0 else -high) - (way * path + front)
+        # Frames fall up to 1/16 s from the touch, and the lattice shifts the object by 1/8 px.
+        assert -0.6 < gap.min() < 1.6
+        assert gap[-1] > gap.min() + 2
+        seen += 1
+    assert seen >= 4
