@@ -61,20 +61,17 @@ def _affinities(distances: np.ndarray, perplexity: float) -> np.ndarray:
     """Finds each point's bandwidth by bisection and returns the symmetric joint probabilities."""
     count = len(distances)
     others = ~np.eye(count, dtype=bool)
-    # Scaled so that the search starts near the answer whatever the units.
+    # Scaled so that the search starts near the answer whatever the units, and taken from each
+    # point's nearest neighbour so that no row underflows; a point is no neighbour of itself.
     distances = distances / max(float(distances[others].mean()), 1e-12)
+    distances = np.where(others, distances, np.inf)
+    distances = distances - distances.min(axis=1, keepdims=True)
     low, high = np.full((count, 1), 1e-6), np.full((count, 1), 1e6)
     for _ in range(60):
         precision = np.sqrt(low * high)
-        weights = np.where(others, np.exp(-precision * (distances - _nearest(distances))), 0)
+        weights = np.exp(-precision * distances)
         shares = weights / weights.sum(axis=1, keepdims=True)
         entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-300)), axis=1, keepdims=True)
         wide = entropy > np.log(perplexity)
         low, high = np.where(wide, precision, low), np.where(wide, high, precision)
     return np.maximum((shares + shares.T) / (2 * count), 1e-12)
-
-
-def _nearest(distances: np.ndarray) -> np.ndarray:
-    """Each row's distance to its nearest other point, taken out so that no row underflows."""
-    masked = distances + np.where(np.eye(len(distances), dtype=bool), np.inf, 0)
-    return masked.min(axis=1, keepdims=True)

@@ -104,6 +104,12 @@ class Checkpoints:
         kept = [self._score(self._manager.metrics(step)) for step in self.steps()]
         return self._score(metrics) > max(kept, default=-math.inf)
 
+    def best_step(self) -> int | None:
+        """Returns the step of the best checkpoint by the metric, or None where none has it."""
+        scores = {step: self._score(self._manager.metrics(step)) for step in self.steps()}
+        best = max(scores, key=lambda step: scores[step], default=None)
+        return None if best is None or scores[best] == -math.inf else best
+
     def save(
         self,
         step: int,

@@ -107,7 +107,7 @@ class Perfect:
         for split in source.splits:
             rows = source.records(split)
             answers.append(
-                [[r.captions[1].text, r.questions[0].answer, r.questions[1].answer] for r in rows]
+                [[r.captions[-1].text, r.questions[0].answer, r.questions[1].answer] for r in rows]
             )
         flat = [text for split in answers for row in split for text in row]
         shape = (len(answers), len(answers[0]), 3)

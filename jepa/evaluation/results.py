@@ -1,0 +1,99 @@
+"""`evaluation.json`: written whole, read back, and known to be of a checkpoint and a config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jepa.errors import UserError
+
+FILE = "evaluation.json"
+REPORT = "report.html"
+HISTORY = "metrics.jsonl"
+VERSION = 1
+
+
+def identity(config: Mapping[str, Any], step: int, data: str | Path | None) -> str:
+    """Returns a digest of what decides the numbers: config, checkpoint and dataset.
+
+    Args:
+      config: plain, as in the workdir's config.json.
+      step: of the checkpoint.
+      data: directory of the dataset, or None where it has none.
+    """
+    digest = hashlib.sha256(json.dumps([VERSION, config, step], sort_keys=True).encode())
+    described = Path(data) / "dataset.json" if data else None
+    if described is not None and described.is_file():
+        digest.update(described.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def is_current(workdir: str | Path, wanted: str) -> bool:
+    """Returns whether the workdir holds the evaluation of this identity and its report."""
+    path = Path(workdir) / FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return found.get("identity") == wanted and (Path(workdir) / REPORT).is_file()
+
+
+def write(workdir: str | Path, numbers: Mapping[str, Any]) -> Path:
+    """Writes `evaluation.json` so that it is there whole or not at all, and returns its path."""
+    path = Path(workdir) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{FILE}.tmp")
+    temporary.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def read(workdir: str | Path) -> dict[str, Any]:
+    """Returns the content of `evaluation.json`; UserError where there is none."""
+    path = Path(workdir) / FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); run `python -m experiments.evaluate` first"
+        ) from error
+
+
+def history(workdir: str | Path) -> list[dict[str, Any]]:
+    """Returns the lines of `metrics.jsonl` in order of step; none where there is no such file."""
+    path = Path(workdir) / HISTORY
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # A killed run can leave its last line half written.
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def training(rows: Sequence[Mapping[str, Any]], global_batch: int) -> dict[str, Any]:
+    """Returns what the log says of the training: steps, clips, seconds in steps, mean throughput.
+
+    Args:
+      rows: of `history`.
+      global_batch: clips a step.
+    """
+    timed = [row for row in rows if row.get("clips_per_second")]
+    seconds, before = 0.0, 0
+    for row in timed:
+        seconds += (row["step"] - before) * global_batch / row["clips_per_second"]
+        before = row["step"]
+    if not timed:
+        return {}
+    clips = before * global_batch
+    return {
+        "steps": before,
+        "clips": clips,
+        "seconds": seconds,
+        "clips_per_second": clips / seconds,
+        "final_loss": timed[-1].get("loss"),
+    }
