@@ -7,6 +7,8 @@ from jax.sharding import AxisType
 from jepa.parallel import attention
 from jepa.parallel.mesh import make_mesh
 
+attend = jax.jit(attention.attend, static_argnames=("dtype", "implementation"))
+
 
 def reference(q, k, v, mask=None):
     """NumPy float64, one query at a time."""
@@ -48,7 +50,7 @@ def key_mask(m=7):
 def test_against_float64(kv_heads, masked):
     q, k, v = arrays(kv_heads=kv_heads)
     mask = key_mask() if masked else None
-    out = attention.attend(q, k, v, mask=mask, dtype="float32")
+    out = attend(q, k, v, mask=mask, dtype="float32")
     assert out.shape == q.shape and out.dtype == jnp.float32
     np.testing.assert_allclose(out, reference(q, k, v, mask), atol=2e-6)
 
@@ -56,14 +58,14 @@ def test_against_float64(kv_heads, masked):
 def test_mask_over_queries_and_keys():
     q, k, v = arrays()
     mask = np.tril(np.ones((5, 7), bool))[None, None]
-    out = attention.attend(q, k, v, mask=mask, dtype="float32")
+    out = attend(q, k, v, mask=mask, dtype="float32")
     np.testing.assert_allclose(out, reference(q, k, v, mask), atol=2e-6)
 
 
 def test_float64_stays_float64():
     with jax.enable_x64(True):
         q, k, v = arrays(dtype="float64")
-        out = attention.attend(q, k, v, mask=key_mask(), dtype="float64")
+        out = attend(q, k, v, mask=key_mask(), dtype="float64")
         assert out.dtype == jnp.float64
         np.testing.assert_allclose(out, reference(q, k, v, key_mask()), atol=1e-13)
 
@@ -73,11 +75,11 @@ def test_bfloat16_keeps_float32_softmax():
     q = jnp.zeros((1, 1, 1, 8), jnp.bfloat16)
     k = jnp.zeros((1, 1, 512, 8), jnp.bfloat16)
     v = jnp.ones((1, 1, 512, 8), jnp.bfloat16)
-    out = attention.attend(q, k, v, dtype="bfloat16")
+    out = attend(q, k, v, dtype="bfloat16")
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(out, np.float32), 1.0)
     q, k, v = arrays(dtype="bfloat16")
-    out = attention.attend(q, k, v, dtype="bfloat16")
+    out = attend(q, k, v, dtype="bfloat16")
     np.testing.assert_allclose(np.asarray(out, np.float64), reference(q, k, v), atol=3e-2)
 
 
@@ -88,7 +90,7 @@ def test_gradients_match_finite_differences_and_ignore_hidden_keys():
         mix = jax.random.normal(jax.random.key(9), q.shape, "float64")
 
         def f(q, k, v):
-            return jnp.sum(mix * attention.attend(q, k, v, mask=mask, dtype="float64"))
+            return jnp.sum(mix * attend(q, k, v, mask=mask, dtype="float64"))
 
         grads = jax.grad(f, (0, 1, 2))(q, k, v)
         rng = np.random.default_rng(0)
