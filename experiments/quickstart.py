@@ -23,21 +23,20 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli
+from experiments import cli, train
 from jepa.data.dataset import Dataset
 from jepa.errors import UserError
 from jepa.evaluation import results
 from jepa.training import config as configs
 from jepa.training import workdir as workdirs
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/vl_jepa/quickstart.py")
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; by default runs/quickstart, or runs/smoke."
-)
+# --config, --workdir and --devices are those of training, with defaults of their own.
+_CONFIG = "configs/vl_jepa/quickstart.py"
+_WORKDIR, _SMOKE_WORKDIR = "runs/quickstart", "runs/smoke"
+_DEVICES = 2
 DATA = flags.DEFINE_string(
     "data", None, "Directory of the videos; by default what the config says, or runs/smoke-world."
 )
-DEVICES = flags.DEFINE_integer("devices", 2, "CPU devices to train on.", lower_bound=1)
 FORCE = flags.DEFINE_bool("force", False, "Evaluate again, even if nothing has changed.")
 SMOKE = flags.DEFINE_bool("smoke", False, "A tiny run that goes through every stage.")
 
@@ -132,14 +131,14 @@ def _clock(seconds: float) -> str:
 def main() -> int:
     """Runs what is not done yet; returns the exit code."""
     smoke = SMOKE.value
-    directory = Path(WORKDIR.value or ("runs/smoke" if smoke else "runs/quickstart"))
+    directory = Path(train.WORKDIR.value or (_SMOKE_WORKDIR if smoke else _WORKDIR))
     overrides: dict[str, Any] = dict(_SMOKE) if smoke else {}
     if DATA.value or smoke:
         overrides["data.path"] = DATA.value or "runs/smoke-world"
     config, arguments = _configuration(overrides)
     data = str(config.data.path)
     workdirs.check(directory, config)
-    common = [*arguments, f"--workdir={directory}", f"--devices={DEVICES.value}"]
+    common = [*arguments, f"--workdir={directory}", f"--devices={train.DEVICES.value or _DEVICES}"]
 
     stages = Stages()
     try:
@@ -169,9 +168,12 @@ def main() -> int:
 
 def _configuration(overrides: Mapping[str, Any]) -> tuple[ConfigDict, list[str]]:
     """Returns the resolved config and the flags that give a stage the same one."""
-    config = CONFIG.value
+    config = train.CONFIG.value
     filename = config_flags.get_config_filename(flags.FLAGS["config"])
     given = [arg for arg in sys.argv[1:] if arg.lstrip("-").startswith("config.")]
+    for argument in given:
+        if "=" not in argument:
+            raise UserError(f"{argument}: write it as {argument}=VALUE")
     named = {arg.lstrip("-").split("=")[0].removeprefix("config.") for arg in given}
     # What the command line says goes before what --smoke and --data say.
     extra = {key: value for key, value in overrides.items() if key not in named}
@@ -203,4 +205,6 @@ def _is_evaluated(directory: Path, config: ConfigDict) -> bool:
 
 
 if __name__ == "__main__":
+    if not any(argument.split("=")[0].lstrip("-") == "config" for argument in sys.argv[1:]):
+        sys.argv.insert(1, f"--config={_CONFIG}")
     cli.run_absl(main)

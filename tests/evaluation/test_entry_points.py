@@ -1,0 +1,114 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from experiments import evaluate, quickstart
+from jepa.errors import UserError
+from jepa.training import config as configs
+
+SLEEPER = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path("saved").write_text(signal.Signals(number).name)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+pathlib.Path("ready").write_text("")
+time.sleep(60)
+"""
+
+
+def toy_config(**train):
+    return configs.resolve(
+        configs.ConfigDict({"method": "m", "data": {}, "model": {}, "train": train})
+    )
+
+
+def test_no_checkpoint_is_an_error_and_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint; train first"):
+        evaluate.find_step(tmp_path / "mistyped", "latest", toy_config())
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint; train first"):
+        evaluate.find_step(tmp_path, "latest", toy_config())
+
+
+def test_a_checkpoint_is_found_by_what_is_said(tmp_path, monkeypatch):
+    class Fake:
+        def __init__(self, directory, **options):
+            self.metric = options["keep_best_metric"]
+
+        def steps(self):
+            return [10, 20]
+
+        def best_step(self):
+            return 10 if self.metric else None
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(evaluate.checkpoints, "Checkpoints", Fake)
+    (tmp_path / "checkpoints").mkdir()
+    plain, best = toy_config(), toy_config(eval_every=1, keep_best_metric="e/x")
+    assert evaluate.find_step(tmp_path, "latest", plain) == 20
+    assert evaluate.find_step(tmp_path, "10", plain) == 10
+    assert evaluate.find_step(tmp_path, "best", best) == 10
+    with pytest.raises(UserError, match="no checkpoint .* has the metric"):
+        evaluate.find_step(tmp_path, "best", plain)
+    for wrong in ("15", "newest"):
+        with pytest.raises(UserError, match="it has 10, 20"):
+            evaluate.find_step(tmp_path, wrong, plain)
+
+
+def test_config_names_are_short():
+    assert evaluate.config_name("configs/vl_jepa/quickstart.py") == "vl_jepa/quickstart"
+    assert evaluate.config_name("/a/b/c.py") == "b/c"
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(text):
+        (tmp_path / "stage_of_test.py").write_text(text)
+        return "stage_of_test"
+
+    return write
+
+
+def test_a_failing_stage_gives_its_exit_code(stage):
+    stages = quickstart.Stages()
+    with pytest.raises(quickstart.Stopped) as stopped:
+        stages.run("data", stage("import sys; sys.exit(int(sys.argv[1]))"), ["2"])
+    assert stopped.value.code == 2
+    assert "data 0:0" in stages.summary()
+
+
+def test_a_killed_stage_gives_the_signal(stage):
+    with pytest.raises(quickstart.Stopped) as stopped:
+        quickstart.Stages().run("train", stage("import os; os.kill(os.getpid(), 9)"), [])
+    assert stopped.value.code == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_reach_the_stage_and_end_the_run(stage, tmp_path, number):
+    def interrupt():
+        for _ in range(600):
+            if (tmp_path / "ready").exists():
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    stages, before = quickstart.Stages(), signal.getsignal(number)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(quickstart.Stopped) as stopped, stages.forwarding():
+        stages.run("train", stage(SLEEPER), [])
+    thread.join()
+    # The stage saved and ended well, yet the run must not go on to the next one.
+    assert stopped.value.code == 128 + number
+    assert (tmp_path / "saved").read_text() == signal.Signals(number).name
+    assert signal.getsignal(number) is before
