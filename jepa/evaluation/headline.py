@@ -64,7 +64,7 @@ def headlines(numbers: Mapping[str, Any], bars: Iterable[Sequence[Any]] = ()) ->
     for key, label in labels.items():
         measure = look_up(numbers, key)
         if isinstance(measure, Mapping) and "value" in measure:
-            lines.append(Headline(key, label, Measure(**measure), least.get(key)))
+            lines.append(Headline(key, label, _measure(measure), least.get(key)))
         elif key in least:
             raise UserError(
                 f"config.evaluation.bars names {key!r}, which this evaluation does not measure"
@@ -94,6 +94,16 @@ def table(lines: Sequence[Headline]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(row[1:5], widths[1:5], strict=True)]
         text.append("  ".join([*cells, row[5]]).rstrip())
     return "\n".join(text)
+
+
+def _measure(entry: Mapping[str, Any]) -> Measure:
+    return Measure(
+        value=entry["value"],
+        low=entry["low"],
+        high=entry["high"],
+        count=entry["count"],
+        chance=entry["chance"],
+    )
 
 
 def _labels(numbers: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -153,7 +153,7 @@ h3 { font-size: 1.08rem; margin: 1.8rem 0 .5rem; }
 p { max-width: 44rem; margin: 0 0 1rem; text-wrap: pretty; }
 .summary { font-size: 1.18rem; }
 .lead { color: var(--soft); margin-bottom: 1.4rem; }
-.note { color: var(--soft); font-size: .88rem; }
+.note { color: var(--soft); font-size: .88rem; margin-top: .8rem; }
 section { padding: 2.6rem 0 .6rem; margin-top: 2.2rem; border-top: 1px solid var(--line); }
 a { color: var(--accent); text-underline-offset: .18em; }
 nav { margin: 1.6rem 0 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; font-size: .92rem; }
@@ -236,5 +236,8 @@ details { margin: .4rem 0 1rem; } summary { cursor: pointer; color: var(--accent
 footer { padding: 2.5rem 1.5rem 4rem; color: var(--soft); font-size: .88rem; }
 code { font: .9em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   background: var(--wash); padding: .1em .35em; border-radius: 4px; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  .facts { grid-template-columns: 1fr 1fr; } .range { width: 8rem; }
+}
 @media print { nav { display: none; } section { break-inside: avoid-page; } }
 """

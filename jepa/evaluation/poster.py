@@ -36,7 +36,8 @@ def write(path: str | Path, material: Material, *, queries: int = 5) -> Path:
 
     figure = Figure(figsize=(11, 0.95 * queries + 1.1), facecolor="white", dpi=110)
     canvas = FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1.0))
+    panels: Any = figure.subfigures(1, 2, width_ratios=(1.45, 1.0))
+    left, right = panels
     _draw_queries(left, material, queries)
     _draw_headlines(right, material)
     canvas.draw()

@@ -63,7 +63,7 @@ def summary(
     """
     hits, chance = np.asarray(hits, np.float64), np.asarray(chances, np.float64)
     kind, answer, clip = np.asarray(kinds), np.asarray(answers), np.asarray(clips)
-    by_kind = {}
+    by_kind: dict[str, dict[str, Any]] = {}
     for name in sorted(set(kinds)):
         rows = kind == name
         by_kind[name] = {

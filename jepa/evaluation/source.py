@@ -101,11 +101,13 @@ class DatasetSource:
         if not indices:
             return {}
         config = dataclasses.replace(self._config, pixels="rgb", frame_control="none")
-        wanted, found, start = set(indices), {}, 0
+        wanted, start = set(indices), 0
+        found: dict[int, np.ndarray] = {}
         for valid, video in EvalSet(config, split, max(wanted) + 1).batches(self._batch_size):
+            frames = np.asarray(video)
             for row in range(valid):
                 if start + row in wanted:
-                    found[start + row] = np.array(video[row])
+                    found[start + row] = np.array(frames[row])
             start += valid
         return found
 

@@ -215,7 +215,8 @@ def scatter(
     order = np.argsort(np.asarray(classes) >= 0, kind="stable")
     body = []
     for index in order:
-        x, y, which = *placed[index], classes[index]
+        x, y = placed[index].tolist()
+        which = classes[int(index)]
         if which < 0:
             body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.6" class="faint"/>')
         else:

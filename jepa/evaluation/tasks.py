@@ -44,8 +44,13 @@ class Scored:
 class Task(Protocol):
     """One question to a model; see the module's docstring."""
 
-    split: str
-    control: str
+    @property
+    def split(self) -> str:
+        """The split that the clips are of."""
+
+    @property
+    def control(self) -> str:
+        """What is taken away from the clips; see `data.frame_control`."""
 
     @property
     def needs(self) -> Sequence[Pair]:

@@ -1,7 +1,11 @@
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +116,35 @@ def test_signals_reach_the_stage_and_end_the_run(stage, tmp_path, number):
     assert stopped.value.code == 128 + number
     assert (tmp_path / "saved").read_text() == signal.Signals(number).name
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.slow
+def test_smoke_run_ends_with_a_report_and_is_not_done_twice(tmp_path):
+    command = [sys.executable, "-m", "experiments.quickstart", "--smoke"]
+    command += [f"--workdir={tmp_path / 'run'}", f"--data={tmp_path / 'world'}"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+    def run(*more):
+        return subprocess.run(
+            [*command, *more],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    first = run()
+    assert first.returncode == 0, first.stderr
+    report = tmp_path / "run" / "report.html"
+    assert f"report: {report.as_uri()}" in first.stdout
+    numbers = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert numbers["checkpoint_step"] == 6
+    assert {"retrieval", "zero_shot", "questions", "hard", "novel", "controls"} <= set(numbers)
+    written = report.stat().st_mtime_ns
+    second = run()
+    assert second.returncode == 0
+    assert report.stat().st_mtime_ns == written
+    wrong = run("--config.train.stpes=3")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: ")
