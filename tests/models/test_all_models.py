@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_cases import CASES, cast
+from model_helpers import draw, quick, run
 
 from jepa.models import flops
 from jepa.models.vit import VideoTransformer
@@ -56,9 +57,9 @@ def test_every_type_all_the_way_through(case, dtype, param_dtype):
 
 def test_bfloat16_is_near_float32():
     module, inputs, _ = CASES["vit"]
-    variables = jax.jit(module.init)(jax.random.key(0), *inputs)
-    exact = module.apply(variables, *inputs)
-    rough = module.clone(dtype="bfloat16").apply(variables, *inputs)
+    variables = draw(module, *inputs, scale=0.05)
+    exact = run(module, variables, *inputs)
+    rough = run(module.clone(dtype="bfloat16"), variables, *inputs)
     assert rough.dtype == jnp.bfloat16
     np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.1)
 
@@ -66,19 +67,19 @@ def test_bfloat16_is_near_float32():
 @pytest.mark.parametrize("name", ["vit", "predictor, narrow table"])
 def test_on_a_mesh_as_on_one_device(name):
     module, inputs, _ = CASES[name]
-    params = jax.jit(module.init)(jax.random.key(0), *inputs)["params"]
+    params = draw(module, *inputs, scale=0.1)["params"]
 
     def loss(params, *inputs):
         return jnp.sum(module.apply({"params": params}, *inputs) ** 2)
 
     step = jax.value_and_grad(loss)
-    value, gradient = jax.jit(step)(params, *inputs)
+    value, gradient = quick(step)(params, *inputs)
     mesh = meshes.make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})
     with jax.set_mesh(mesh):
         table = module.partition_table()
         shards = jax.device_put(params, partition.shardings(mesh, table, params))
         cut_inputs = jax.device_put(inputs, meshes.batch_sharding(mesh))
-        cut_value, cut_gradient = jax.jit(step)(shards, *cut_inputs)
+        cut_value, cut_gradient = quick(step)(shards, *cut_inputs)
     np.testing.assert_allclose(cut_value, value, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), cut_gradient, gradient

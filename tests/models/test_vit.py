@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_helpers import draw, run
 
 from jepa.errors import UserError
 from jepa.models.vit import VITS, PatchEmbedding, VideoTransformer
@@ -18,14 +19,12 @@ def video():
 
 @pytest.fixture(scope="module")
 def variables(video):
-    # Larger than at the start of training, so that attention and positions matter.
-    drawn = jax.jit(make().init)(jax.random.key(1), video)
-    return jax.tree.map(lambda p: p * (8 if p.ndim > 2 else 1), drawn)
+    return draw(make(), video)
 
 
 def test_patches_are_a_strided_convolution(video):
     module = PatchEmbedding(5, patch=4, tubelet=2)
-    variables = module.init(jax.random.key(0), video)
+    variables = draw(module, video)
     params = variables["params"]
     convolved = jax.lax.conv_general_dilated(
         video,
@@ -35,15 +34,16 @@ def test_patches_are_a_strided_convolution(video):
         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
     )
     assert convolved.shape == (2, 2, 3, 5, 5)
-    got = module.apply(variables, video)
-    np.testing.assert_allclose(got, convolved.reshape(2, 30, 5), atol=1e-5)
+    expected = convolved.reshape(2, 30, 5) + params["bias"]
+    got = run(module, variables, video)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 def test_any_grid_with_the_same_parameters(video, variables):
     module = make()
-    assert module.apply(variables, video).shape == (2, 30, 24)
+    assert run(module, variables, video).shape == (2, 30, 24)
     for shape in ((1, 2, 4, 4, 3), (1, 6, 4, 28, 3)):
-        assert module.apply(variables, jnp.ones(shape)).shape == (
+        assert run(module, variables, jnp.ones(shape)).shape == (
             1,
             np.prod(module.grid(*shape[1:4])),
             24,
@@ -53,56 +53,56 @@ def test_any_grid_with_the_same_parameters(video, variables):
 def test_an_image_is_a_still_clip(video, variables):
     image = video[:, :1]
     still = jnp.concatenate([image, image], axis=1)
-    got = make().apply(variables, image)
-    np.testing.assert_allclose(got, make().apply(variables, still), atol=1e-6)
+    got = run(make(), variables, image)
+    np.testing.assert_allclose(got, run(make(), variables, still), atol=1e-6)
 
 
 def test_seen_tokens_do_not_depend_on_the_order_they_are_listed_in(video, variables):
     module = make()
-    everything = module.apply(variables, video)
+    everything = run(module, variables, video)
     order = jax.random.permutation(jax.random.key(2), 30)
     ids = jnp.broadcast_to(order, (2, 30))
-    got = module.apply(variables, video, ids)
+    got = run(module, variables, video, ids)
     np.testing.assert_allclose(got, everything[:, order], atol=1e-4)
 
 
 def test_unseen_tokens_have_no_influence_and_positions_travel(video, variables):
     module = make()
     ids = jnp.array([[0, 9, 29], [3, 4, 11]])
-    got = module.apply(variables, video, ids)
+    got = run(module, variables, video, ids)
     assert got.shape == (2, 3, 24)
     # Pixels of token 1 (row 0, column 1) changed: seen by nobody.
     changed = video.at[:, :2, :4, 4:8].set(9.0)
-    np.testing.assert_array_equal(got, module.apply(variables, changed, ids))
+    np.testing.assert_array_equal(got, run(module, variables, changed, ids))
     # The same cubes elsewhere in the grid make other tokens: a uniform video, other positions.
     still = jnp.broadcast_to(video[:, :1, :4, :4], (2, 4, 4, 4, 3))
     uniform = jnp.tile(still, (1, 1, 3, 5, 1)) * jnp.linspace(1, 2, 4)[None, :, None, None, None]
-    near = module.apply(variables, uniform, jnp.array([[0, 1, 15]] * 2))
-    far = module.apply(variables, uniform, jnp.array([[0, 14, 29]] * 2))
+    near = run(module, variables, uniform, jnp.array([[0, 1, 15]] * 2))
+    far = run(module, variables, uniform, jnp.array([[0, 14, 29]] * 2))
     assert jnp.abs(near - far).max() > 1e-3
 
 
 def test_positions_matter(video, variables):
     # Without positions a permutation of the cubes would permute the tokens.
-    flipped = make().apply(variables, video[:, ::-1, ::-1, ::-1])
+    flipped = run(make(), variables, video[:, ::-1, ::-1, ::-1])
     back = flipped[:, ::-1]
-    ones = jax.tree.map(lambda p: p, variables)
+    ones = {"params": dict(variables["params"])}
     kernel = variables["params"]["patches"]["kernel"]
     ones["params"]["patches"] = {
         **variables["params"]["patches"],
         "kernel": kernel[::-1, ::-1, ::-1],
     }
-    same_cubes = make().apply(ones, video)
+    same_cubes = run(make(), ones, video)
     assert jnp.abs(back - same_cubes).max() > 1e-3
 
 
 def test_stretched_positions(video, variables):
     # Nothing to stretch when the grid is the pretraining grid; a difference elsewhere.
     square = video[:, :, :12, :12]
-    plain = make().apply(variables, square)
-    np.testing.assert_allclose(make(pretrain_grid=3).apply(variables, square), plain, atol=1e-6)
-    assert jnp.abs(make(pretrain_grid=16).apply(variables, square) - plain).max() > 1e-3
-    assert np.isfinite(make(pretrain_grid=16).apply(variables, video[:, :, :4, :4])).all()
+    plain = run(make(), variables, square)
+    np.testing.assert_allclose(run(make(pretrain_grid=3), variables, square), plain, atol=1e-6)
+    assert jnp.abs(run(make(pretrain_grid=16), variables, square) - plain).max() > 1e-3
+    assert np.isfinite(run(make(pretrain_grid=16), variables, video[:, :, :4, :4])).all()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_helpers import draw, run
 
 from jepa.errors import UserError
 from jepa.models.llama import LLAMAS
@@ -23,19 +24,18 @@ def visual():
 
 @pytest.fixture(scope="module")
 def variables(visual):
-    drawn = jax.jit(make().init)(jax.random.key(1), visual, IDS, MASK)
-    return jax.tree.map(lambda p: p * (8 if p.ndim > 1 else 1), drawn)
+    return draw(make(), visual, IDS, MASK)
 
 
 @pytest.mark.parametrize("pool", ["all", "query"])
 def test_both_streams_count_and_pads_do_not(visual, variables, pool):
     module = make(pool=pool)
-    got = module.apply(variables, visual, IDS, MASK)
+    got = run(module, variables, visual, IDS, MASK)
     assert got.shape == (2, 6)
-    pads = module.apply(variables, visual, jnp.where(MASK, IDS, 7), MASK)
+    pads = run(module, variables, visual, jnp.where(MASK, IDS, 7), MASK)
     np.testing.assert_allclose(pads, got, atol=1e-5)
-    question = module.apply(variables, visual, IDS.at[0, 1].set(8), MASK)
-    scene = module.apply(variables, visual.at[0, 2].add(1.0), IDS, MASK)
+    question = run(module, variables, visual, IDS.at[0, 1].set(8), MASK)
+    scene = run(module, variables, visual.at[0, 2].add(1.0), IDS, MASK)
     for changed in (question, scene):
         assert jnp.abs(changed[0] - got[0]).max() > 1e-3
         np.testing.assert_allclose(changed[1], got[1], atol=1e-6)
@@ -50,19 +50,19 @@ def test_pooling_is_the_mean_that_its_name_says(visual, variables):
     words = params["table"]["embedding"][IDS] @ params["table_projection"]["kernel"]
     seen = visual @ params["visual_projection"]["kernel"] + params["visual_projection"]["bias"]
     x = np.concatenate([seen, words], axis=1)
-    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * params["llama"]["norm"]["scale"]
     everything = np.concatenate([np.ones((2, 5), bool), MASK], axis=1)
     for pool, counted in (("all", everything), ("query", everything & (np.arange(9) >= 5))):
         mean = (x * counted[..., None]).sum(1) / counted.sum(1)[:, None]
         out = params["out_projection"]
         expected = mean @ out["kernel"] + out["bias"]
-        got = make(pool=pool).apply(silent, visual, IDS, MASK)
+        got = run(make(pool=pool), silent, visual, IDS, MASK)
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 def test_the_causal_switch_hides_the_query_from_the_scene(visual, variables):
-    both = make().apply(variables, visual, IDS, MASK)
-    causal = make(causal=True).apply(variables, visual, IDS, MASK)
+    both = run(make(), variables, visual, IDS, MASK)
+    causal = run(make(causal=True), variables, visual, IDS, MASK)
     assert jnp.abs(both - causal).max() > 1e-3
 
 
@@ -96,7 +96,7 @@ def test_the_paper_s_predictor_has_490_million_parameters_beside_the_table():
 def test_shared_head_is_linear():
     head = SharedHead(3)
     x = jax.random.normal(jax.random.key(0), (4, 5))
-    variables = head.init(jax.random.key(1), x)
+    variables = draw(head, x)
     projection = variables["params"]["projection"]
     expected = x @ projection["kernel"] + projection["bias"]
-    np.testing.assert_allclose(head.apply(variables, x), expected, atol=1e-6)
+    np.testing.assert_allclose(run(head, variables, x), expected, atol=1e-6)

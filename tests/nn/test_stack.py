@@ -11,6 +11,11 @@ from jepa.nn import attention, blocks, mlp, norms, rotary, stack
 WIDTH, DEPTH = 16, 3
 
 
+def quick(function):
+    """Programs that run for a millisecond need no optimising compiler."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def make(block=blocks.PreNormBlock, heads=4, kv_heads=2, **options):
     parts = {
         "attention": partial(attention.Attention, heads=heads, kv_heads=kv_heads),
@@ -28,7 +33,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def variables(inputs):
-    return jax.jit(make().init)(jax.random.key(0), inputs[0], rotary=inputs[1])
+    return quick(make().init)(jax.random.key(0), inputs[0], rotary=inputs[1])
 
 
 def one_by_one(variables, x, tables):
@@ -46,7 +51,7 @@ def one_by_one(variables, x, tables):
 def test_output_and_taps_are_those_of_the_blocks_one_by_one(inputs, variables, scan, taps):
     x, tables = inputs
     kept = one_by_one(variables, x, tables)
-    y, tapped = make(scan=scan).apply(variables, x, taps=taps, rotary=tables)
+    y, tapped = quick(partial(make(scan=scan).apply, taps=taps))(variables, x, rotary=tables)
     np.testing.assert_allclose(y, kept[-1], atol=1e-5)
     assert len(tapped) == len(taps)
     for number, tokens in zip(taps, tapped, strict=True):
@@ -61,7 +66,7 @@ def test_every_remat_policy_gives_the_same_gradient_from_the_same_tree(inputs, v
         assert jax.tree.structure(
             jax.eval_shape(module.init, jax.random.key(0), x, rotary=tables)
         ) == jax.tree.structure(variables)
-        return jax.jit(
+        return quick(
             jax.grad(lambda v: jnp.sum(module.apply(v, x, taps=(1,), rotary=tables)[0] ** 2))
         )(variables)
 
@@ -98,9 +103,8 @@ def test_policies_keep_less_and_less_for_the_backward_pass(inputs, variables):
 def test_residual_outputs_start_smaller_with_depth():
     module = make(heads=4, kv_heads=None)
     x = jnp.zeros((1, 2, WIDTH))
-    params = jax.jit(jax.vmap(lambda k: module.init(k, x)["params"]["blocks"]))(
-        jax.random.split(jax.random.key(0), 64)
-    )
+    draw = jax.vmap(lambda k: module.init(k, x)["params"]["blocks"])
+    params = quick(draw)(jax.random.split(jax.random.key(0), 64))
     for name in ("attention", "mlp"):
         deviation = np.asarray(params[name]["out"]["kernel"]).swapaxes(0, 1)
         deviation = deviation.reshape(DEPTH, -1).std(1)
@@ -115,7 +119,7 @@ def test_residual_outputs_start_smaller_with_depth():
 def test_post_norm_ends_in_a_norm(inputs):
     module = make(blocks.PostNormBlock)
     x, tables = inputs
-    y, _ = module.apply(module.init(jax.random.key(0), x), x, rotary=tables)
+    y, _ = quick(lambda: module.init_with_output(jax.random.key(0), x, rotary=tables))()[0]
     np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
 
