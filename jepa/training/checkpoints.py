@@ -90,7 +90,7 @@ class Checkpoints:
             )
 
     def _score(self, metrics: Mapping[str, float] | None) -> float:
-        value = float((metrics or {}).get(self._metric, math.nan))
+        value = float((metrics or {}).get(str(self._metric), math.nan))
         return -math.inf if math.isnan(value) else self._sign * value
 
     def steps(self) -> list[int]:

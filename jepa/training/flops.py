@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 
@@ -65,6 +66,7 @@ def peak(devices: Sequence[jax.Device]) -> Peak:
     return Peak(None, f"{kind}: peak unknown")
 
 
+@functools.cache
 def _measure_cpu(size: int = 1024, budget: float = 0.3) -> float:
     """Returns FLOP/s of float32 matmuls on all cores: the best of as many as fit `budget` s.
 

@@ -155,7 +155,7 @@ def train(
     program = compile_step(step, mesh, initializer.shapes, spec)
     memory = "" if program.memory is None else f", {program.memory / 2**20:.0f} MiB a device"
     progress.line(f"mesh {meshes.describe(mesh)}; compiled in {program.seconds:.1f}s{memory}")
-    peak = flops.peak(mesh.devices.flat)
+    peak = flops.peak(list(mesh.devices.flat))
     progress.line(f"MFU is relative to {peak.label}: {(peak.flops or 0) / 1e12:.2f} TFLOP/s")
 
     writer = metrics.make_writer(directory, start=start, main=main)

@@ -22,8 +22,7 @@ if _STUBBED not in sys.modules:
     sys.modules[_STUBBED] = _stub
 
 from clu import metric_writers, parameter_overview, periodic_actions  # noqa: E402
-
-MetricWriter = metric_writers.MetricWriter
+from clu.metric_writers.interface import MetricWriter  # noqa: E402
 
 
 class _ScalarWriter(MetricWriter):

@@ -72,8 +72,8 @@ def learning_rate(
         decay_steps = max(steps - warmup_steps, 1) if decay_steps is None else decay_steps
 
     def rate(step: Any) -> jax.Array:
-        warmup = _progress(jnp.asarray(step, jnp.float32) + 1, 0, warmup_steps)
-        warmup = warmup if warmup_steps else 1.0
+        ahead = _progress(jnp.asarray(step, jnp.float32) + 1, 0, warmup_steps)
+        warmup = ahead if warmup_steps else jnp.ones_like(ahead)
         behind = _progress(step, start, decay_steps)
         if name == "constant":
             decay: Any = 1.0
@@ -100,9 +100,9 @@ def momentum(name: str, *, start: float, final: float, steps: int) -> Schedule:
     """
     if name not in ("constant", "linear", "cosine"):
         raise UserError(f"ema.schedule is {name!r}; choose one of 'constant', 'linear', 'cosine'.")
-    for key, value in (("momentum", start), ("final_momentum", final)):
-        if not 0 <= value <= 1:
-            raise UserError(f"ema.{key} is {value}; give a number between 0 and 1.")
+    for key, given in (("momentum", start), ("final_momentum", final)):
+        if not 0 <= given <= 1:
+            raise UserError(f"ema.{key} is {given}; give a number between 0 and 1.")
 
     def value(step: Any) -> jax.Array:
         behind = _progress(step, 0, steps)

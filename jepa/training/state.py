@@ -36,13 +36,13 @@ class TrainState:
       skipped_in_a_row: int32 `[]`, how many of them were the last ones.
     """
 
-    step: jax.Array
+    step: Any
     params: Mapping[str, Any]
     target_params: Mapping[str, Any] | None
     opt_state: Any
     method_state: Any
-    skipped: jax.Array
-    skipped_in_a_row: jax.Array
+    skipped: Any
+    skipped_in_a_row: Any
 
 
 def _cast(tree: Any, dtype: jnp.dtype) -> Any:
@@ -181,7 +181,5 @@ def overlay(params: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[st
                     f"needs {tuple(old.shape)}; set the model's sizes to the published ones."
                 )
             host = np.asarray(array).astype(old.dtype)
-            flat[path] = jax.make_array_from_callback(
-                old.shape, old.sharding, lambda index, host=host: host[index]
-            )
+            flat[path] = jax.make_array_from_callback(old.shape, old.sharding, host.__getitem__)
     return unflatten(flat)

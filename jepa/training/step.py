@@ -35,6 +35,17 @@ def _mean(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.mean(axis=0), tree)
 
 
+def _average(target: Any, params: Any, momentum: jax.Array) -> Any:
+    """Moves the target towards the parameters; integers are taken over."""
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(old.dtype, jnp.floating):
+            return new
+        return old + (1 - momentum).astype(old.dtype) * (new - old)
+
+    return jax.tree.map(move, target, params)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
     """What happens to a state when it meets a batch.
@@ -71,7 +82,7 @@ class TrainStep:
         trainable = _where(finite, optax.apply_updates(trainable, updates), trainable)
         params, target = merge(trainable, frozen), state.target_params
         if self.ema is not None:
-            target = self._average(target, params, state.step)
+            target = _average(target, params, self.ema(state.step))
         state = TrainState(
             step=state.step + 1,
             params=params,
@@ -90,16 +101,6 @@ class TrainStep:
             "skipped": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
         }
-
-    def _average(self, target: Any, params: Any, step: jax.Array) -> Any:
-        momentum = self.ema(step)
-
-        def move(old: jax.Array, new: jax.Array) -> jax.Array:
-            if not jnp.issubdtype(old.dtype, jnp.floating):
-                return new
-            return old + (1 - momentum).astype(old.dtype) * (new - old)
-
-        return jax.tree.map(move, target, params)
 
     def _loss(
         self, trainable: Any, frozen: Any, state: TrainState, method_state: Any, batch: Batch, rng
