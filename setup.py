@@ -36,6 +36,7 @@ setup(
         "msgpack>=1.1",
         "tokenizers>=0.21",
         "safetensors>=0.5",
+        "pillow>=10",
         "pymunk>=7.0",
         "matplotlib>=3.9",
         "tensorboardX>=2.6.2",

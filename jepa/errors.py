@@ -1,4 +1,9 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and the check for keys that are not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -7,3 +12,18 @@ class UserError(Exception):
     The message is one sentence that names the key or file, the value found and the mend. Entry
     points print it after `error:` and exit with code 2; nothing has been written by then.
     """
+
+
+def check_known(section: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Checks that the keys `given` in a section of the config are all `known`.
+
+    Raises:
+      UserError: names the first one that is not, and suggests the nearest that is.
+    """
+    known = sorted(known)
+    for key in given:
+        if key not in known:
+            path = f"{section}.{key}" if section else key
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+            raise UserError(f"The config key {path!r} does not exist; {hint}")

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from jepa.errors import UserError
+from jepa.errors import UserError, check_known
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "sampling": ("uniform", "random"),
@@ -110,9 +110,7 @@ class DataConfig:
             return config
         known = {field.name for field in dataclasses.fields(DataConfig)}
         values = dict(config.items())
-        for key in values:
-            if key not in known:
-                raise UserError(f"data.{key} does not exist; the keys are {sorted(known)}")
+        check_known("data", values, known)
         for key in ("caption_levels", "caption_query"):
             if isinstance(values.get(key), str):
                 values[key] = (values[key],) if values[key] else ()

@@ -27,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from jepa.errors import UserError
+from jepa.errors import UserError, check_known
 from jepa.evaluation import intervals, tasks
 from jepa.evaluation.embedding import Embedder, Pair
 from jepa.evaluation.source import DatasetSource, Source
@@ -266,19 +266,10 @@ class Evaluator:
 def check(config: ConfigDict) -> None:
     """Raises `UserError` for a key of the `evaluation` section that does not exist."""
     allowed = default_evaluation()
+    check_known("evaluation", config, allowed)
     for key, value in config.items():
-        if key not in allowed:
-            raise UserError(
-                f"config.evaluation.{key} does not exist; use one of {', '.join(sorted(allowed))}"
-            )
-        inner = allowed[key]
-        if isinstance(inner, ConfigDict) and isinstance(value, ConfigDict):
-            for name in value:
-                if name not in inner:
-                    raise UserError(
-                        f"config.evaluation.{key}.{name} does not exist; use one of "
-                        f"{', '.join(sorted(inner))}"
-                    )
+        if isinstance(allowed[key], ConfigDict) and isinstance(value, ConfigDict):
+            check_known(f"evaluation.{key}", value, allowed[key])
     missing = sorted(set(allowed) - set(config))
     if missing:
         raise UserError(

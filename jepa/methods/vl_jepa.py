@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 from ml_collections import ConfigDict
 
-from jepa.errors import UserError
+from jepa.errors import UserError, check_known
 from jepa.interop import minilm as minilm_weights
 from jepa.losses.infonce import info_nce, inverse_temperature
 from jepa.losses.regression import regression
@@ -170,7 +170,7 @@ class VLJEPA:
           UserError: an unknown key, heads that the tensor axis does not divide, or no loss at all.
         """
         for section, default in (("model", default_model()), ("loss", default_loss())):
-            _check_keys(f"config.{section}", config[section], default)
+            _check_keys(section, config[section], default)
         tensor = config.mesh.tensor
         for name in ("x_encoder", "predictor"):
             heads = config.model[name].heads
@@ -344,11 +344,8 @@ def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
-def _check_keys(path: str, given: ConfigDict, known: ConfigDict) -> None:
+def _check_keys(section: str, given: ConfigDict, known: ConfigDict) -> None:
+    check_known(section, given, known)
     for key, value in given.items():
-        if key not in known:
-            raise UserError(
-                f"{path}.{key} does not exist; the keys there are {', '.join(sorted(known))}"
-            )
         if isinstance(known[key], ConfigDict):
-            _check_keys(f"{path}.{key}", value, known[key])
+            _check_keys(f"{section}.{key}", value, known[key])

@@ -5,14 +5,13 @@ Every check raises UserError with one sentence that names the key, the value and
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from jepa.errors import UserError
+from jepa.errors import UserError, check_known
 from jepa.parallel.mesh import AXES
 from jepa.training import schedules
 
@@ -112,20 +111,6 @@ def default_train_config() -> ConfigDict:
             "max_consecutive_skipped": 20,
         }
     )
-
-
-def check_known(section: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises UserError for a key of `given` that is not known, and suggests the nearest one.
-
-    Methods and evaluations use it for the sections they own.
-    """
-    known = sorted(known)
-    for key in given:
-        if key not in known:
-            path = f"{section}.{key}" if section else key
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-            raise UserError(f"The config key {path!r} does not exist; {hint}")
 
 
 def _check_type(path: str, value: Any, default: Any, optional: bool) -> None:

@@ -143,8 +143,11 @@ def test_tasks_can_be_left_out():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(retreival=1), "evaluation.retreival does not exist"),
-        (lambda c: c.retrieval.update(cout=1), "evaluation.retrieval.cout does not exist"),
+        (
+            lambda c: c.update(retreival=1),
+            "evaluation.retreival' does not exist; did you mean 'retrieval'",
+        ),
+        (lambda c: c.retrieval.update(cout=1), "evaluation.retrieval.cout' does not exist"),
         (lambda c: c.retrieval.update(level="long"), "level 'long'"),
         (lambda c: c.zero_shot.update(labels=("speed",)), "has no query for it"),
         (lambda c: c.zero_shot.update(labels=("speed",), query="?"), "no class texts"),

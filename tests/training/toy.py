@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jepa.errors import UserError
+from jepa.errors import UserError, check_known
 from jepa.methods.base import Outputs, Requirements
 from jepa.parallel import partition
 from jepa.training import config as train_config
@@ -34,8 +34,8 @@ class Toy:
 
     def check(self, config):
         known = {"hidden", "ema", "frozen", "groups", "noise"}
-        train_config.check_known("model", config.model, known)
-        train_config.check_known("loss", config.loss, {"scale"})
+        check_known("model", config.model, known)
+        check_known("loss", config.loss, {"scale"})
         if config.model.hidden % config.mesh.tensor:
             raise UserError("hidden does not divide")
 
