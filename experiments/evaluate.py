@@ -1,9 +1,11 @@
 """Evaluates a checkpoint: WORKDIR/evaluation.json and WORKDIR/report.html.
 
     python -m experiments.evaluate --config=configs/vl_jepa/quickstart.py --workdir=DIR \
-        [--checkpoint=latest|best|STEP] [--picture=FILE.png]
+        [--checkpoint=latest|best|STEP] [--picture=FILE.png] [--baseline=NAME=WORKDIR ...]
 
-The config is that of the run; its `evaluation` section may differ.
+The config is that of the run; its `evaluation` section may differ. Baselines are evaluated runs of
+models that were trained with less (`--config.data.frame_control=single`, say); the hard groups are
+compared with theirs, caption by caption.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -25,8 +28,8 @@ from jepa import methods
 from jepa.data import loader
 from jepa.data.config import DataConfig
 from jepa.errors import UserError
-from jepa.evaluation import headline, poster, report, results
-from jepa.evaluation.suite import Evaluation, Evaluator
+from jepa.evaluation import baselines, headline, poster, report, results
+from jepa.evaluation.suite import Evaluator
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import checkpoints, loop, metrics, optimizer, workdir
@@ -37,10 +40,13 @@ from jepa.training.step import global_spec
 # --config, --workdir, --devices and the like are those of training.
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "`latest`, `best` or a step.")
 PICTURE = flags.DEFINE_string("picture", None, "Also write a picture of the result (PNG).")
+BASELINES = flags.DEFINE_multi_string(
+    "baseline", [], "NAME=WORKDIR of an evaluated baseline; by default WORKDIR/baselines/NAME."
+)
 
 
-def find_step(directory: str | Path, wanted: str, config: ConfigDict) -> int:
-    """Returns the step of the checkpoint that is meant.
+def find_step(directory: str | Path, wanted: str, config: ConfigDict) -> int | None:
+    """Returns the step of the checkpoint that is meant; None for the latest that can be read.
 
     Args:
       directory: the workdir.
@@ -50,14 +56,11 @@ def find_step(directory: str | Path, wanted: str, config: ConfigDict) -> int:
     Raises:
       UserError: there is no such checkpoint. Nothing is written.
     """
-    where = Path(directory) / "checkpoints"
-    # Opening makes the directory, which a mistyped workdir should not get.
-    if not where.is_dir():
-        raise UserError(f"--workdir: {directory} holds no checkpoint; train first")
     opened = checkpoints.Checkpoints(
-        where,
+        Path(directory) / "checkpoints",
         keep_best_metric=config.train.keep_best_metric,
         keep_best_mode=config.train.keep_best_mode,
+        writable=False,  # a run may be saving there
     )
     try:
         steps = opened.steps()
@@ -67,7 +70,7 @@ def find_step(directory: str | Path, wanted: str, config: ConfigDict) -> int:
     if not steps:
         raise UserError(f"--workdir: {directory} holds no checkpoint; train first")
     if wanted == "latest":
-        return steps[-1]
+        return None
     if wanted == "best":
         if best is None:
             raise UserError(
@@ -84,9 +87,17 @@ def find_step(directory: str | Path, wanted: str, config: ConfigDict) -> int:
 
 
 def restore(
-    config: ConfigDict, directory: str | Path, step: int, method: Method, mesh: jax.sharding.Mesh
-) -> Any:
-    """Returns the train state of a checkpoint, laid out on `mesh`."""
+    config: ConfigDict,
+    directory: str | Path,
+    step: int | None,
+    method: Method,
+    mesh: jax.sharding.Mesh,
+) -> checkpoints.Restored:
+    """Returns a checkpoint, laid out on `mesh`; None as `step` is the latest that can be read.
+
+    Raises:
+      UserError: it is damaged.
+    """
     # The shapes of the parameters follow from those of a batch; no data is read for that.
     data = dataclasses.replace(
         DataConfig.parse(config.data), cache="none", workers=0, text_features=None
@@ -100,7 +111,7 @@ def restore(
     initializer = Initializer(
         method, step_program.optimizer, mesh, spec, seed=config.seed, dtype=config.dtype
     )
-    return checkpoints.restore(Path(directory) / "checkpoints", step, initializer.shapes).state
+    return checkpoints.restore(Path(directory) / "checkpoints", step, initializer.shapes)
 
 
 def main(
@@ -111,6 +122,7 @@ def main(
     name: str = "",
     devices: int | None = None,
     picture: str | Path | None = None,
+    compared: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Evaluates in this process and returns the content of evaluation.json.
 
@@ -121,30 +133,37 @@ def main(
       name: of the config, for the report.
       devices: CPU devices to show JAX, if its backend has not started.
       picture: where to write a PNG of the result, if anywhere.
+      compared: workdirs of baselines by name; by default those in `directory`.
 
     Raises:
-      UserError: a config that does not fit, or no checkpoint.
+      UserError: a config that does not fit, no checkpoint, or a baseline that was not evaluated
+        on the same clips.
     """
     begin = time.perf_counter()
     config = configs.resolve(config)
     workdir.check(directory, config)
     train.check_data(config)
     train.setup(config, devices=devices)
-    step = find_step(directory, checkpoint, config)
+    wanted = find_step(directory, checkpoint, config)
     mesh = meshes.make_mesh(config.mesh)
     method = methods.from_config(config)
     configs.check_run(config, method, mesh.size)
     evaluator = Evaluator(method, config.data, config.evaluation, mesh)
-    state = restore(config, directory, step, method, mesh)
+    captions = evaluator.hard_captions()
+    others = _open_baselines(directory, compared, captions)
+    restored = restore(config, directory, wanted, method, mesh)
+    step, state = restored.step, restored.state
     found = evaluator.examine(state.params, state.method_state)
 
     plain = workdir.plain(config)
     rows = results.history(directory)
-    numbers = {
+    identities = {other: baseline.identity for other, baseline in others.items()}
+    numbers: dict[str, Any] = {
         "version": results.VERSION,
-        "identity": results.identity(plain, step, _data_directory(config)),
+        "identity": results.identity(plain, step, _data_directory(config), identities),
         "config": name or "unnamed",
         "method": config.method,
+        "frame_control": evaluator.source.frame_control,
         "checkpoint_step": step,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": meshes.describe(mesh),
@@ -153,29 +172,46 @@ def main(
         "wall_seconds": round(time.perf_counter() - begin, 1),
         **found.numbers,
     }
+    hits = found.evidence["hard",]["hits"] if captions else np.zeros(0)
+    if others:
+        seed = config.evaluation.seed
+        numbers["baselines"], gains = baselines.compare(others, captions, hits, seed=seed)
+        numbers["gains"] = {**numbers.get("gains", {}), **gains}
     if jax.process_index() == 0:
-        _write(directory, numbers, found, evaluator, rows, plain, picture)
+        # The report last: what is measured must not be lost to what is drawn.
+        (Path(directory) / results.REPORT).unlink(missing_ok=True)
+        if captions:
+            baselines.write(directory, numbers["identity"], captions, hits.tolist())
+        path = results.write(directory, numbers)
+        material = report.Material(numbers, found.evidence, evaluator.source, rows, plain)
+        _tell(material, path)
+        page = report.write(Path(directory) / results.REPORT, material)
+        print(f"report:  {page.resolve().as_uri()}")
+        if picture is not None:
+            print(f"picture: {poster.write(picture, material)}")
     return numbers
 
 
-def _write(
-    directory: str | Path,
-    numbers: Mapping[str, Any],
-    found: Evaluation,
-    evaluator: Evaluator,
-    rows: list[dict[str, Any]],
-    config: Mapping[str, Any],
-    picture: str | Path | None,
-) -> None:
-    material = report.Material(numbers, found.evidence, evaluator.source, rows, config)
-    lines = material.headlines
-    page = report.write(Path(directory) / results.REPORT, material)
-    path = results.write(directory, numbers)
-    print(headline.table(lines))
-    print(f"numbers: {path}")
-    print(f"report:  {page.resolve().as_uri()}")
-    if picture is not None:
-        print(f"picture: {poster.write(picture, material)}")
+def _open_baselines(
+    directory: str | Path, compared: Mapping[str, Path] | None, captions: baselines.Captions
+) -> dict[str, baselines.Baseline]:
+    """Returns the baselines to compare with: those given, else those in the workdir."""
+    if compared and not captions:
+        raise UserError(
+            f"--baseline={next(iter(compared))}=...: only hard groups are compared, and "
+            "config.evaluation.hard is None; set it"
+        )
+    paths = compared or (baselines.find(directory) if captions else {})
+    found = {name: baselines.read(name, path) for name, path in paths.items()}
+    baselines.check(found, captions)
+    return found
+
+
+def _tell(material: report.Material, path: Path) -> None:
+    print(headline.table(material.headlines))
+    for key in headline.unmeasured(material.numbers, material.bars):
+        print(f"not measured, so not compared with its bar: {key}")
+    print(f"numbers: {path}", flush=True)
 
 
 def _data_directory(config: ConfigDict) -> str | None:
@@ -211,6 +247,7 @@ def _from_flags() -> None:
         name=config_name(config_flags.get_config_filename(flags.FLAGS["config"])),
         devices=train.DEVICES.value,
         picture=PICTURE.value,
+        compared=baselines.parse(BASELINES.value),
     )
 
 

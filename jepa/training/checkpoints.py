@@ -29,10 +29,13 @@ from jepa.training import disk
 from jepa.training.state import TrainState
 
 log = logging.getLogger("jepa")
-# An error of a saving thread reaches us as an exception; Orbax prints its traceback as well.
+# An error of a saving thread reaches us as an exception; Orbax prints its traceback as well. And a
+# save between two evaluations has no metrics to bring.
+_NOISE = ("_SignalingThread.run() raised", "Requested `tracked_metric`; did not provide metrics")
 logging.getLogger("absl").addFilter(
-    lambda record: "_SignalingThread.run() raised" not in record.getMessage()
+    lambda record: not any(words in record.getMessage() for words in _NOISE)
 )
+_MANY = 256  # more checkpoints than are ever looked at to find one that can be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +46,13 @@ class Restored:
       step: of the checkpoint.
       state: arrays on the devices of this run.
       data: the loader's position.
+      evaluated: whether the run had evaluated at this step when it was saved.
     """
 
     step: int
     state: TrainState
     data: dict[str, Any]
+    evaluated: bool
 
 
 class Checkpoints:
@@ -57,19 +62,23 @@ class Checkpoints:
         self,
         directory: str | Path,
         *,
-        keep_last: int = 1,
+        keep_last: int = 2,
         keep_best_metric: str | None = None,
         keep_best_mode: str = "max",
+        writable: bool = True,
     ):
-        """Opens or makes the directory.
+        """Opens the directory.
 
         Args:
           directory: where checkpoints lie.
           keep_last: how many of the latest to keep.
           keep_best_metric: name of an evaluation metric; the best checkpoint by it is kept too.
           keep_best_mode: `max` or `min`.
+          writable: whether this is the run itself, which makes the directory and removes what a
+            killed run left half saved. A reader must not: it may be a live save.
         """
         self.directory = Path(directory).absolute()
+        self._evaluations: dict[int, Mapping[str, float]] = {}
         self._metric, self._sign = keep_best_metric, 1.0 if keep_best_mode == "max" else -1.0
         policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]
         if keep_best_metric is not None:
@@ -83,8 +92,10 @@ class Checkpoints:
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                    cleanup_tmp_directories=True,
-                    create=True,
+                    # Orbax writes and reads metrics only where it knows what best means.
+                    best_fn=self._score if keep_best_metric is not None else None,
+                    cleanup_tmp_directories=writable,
+                    create=writable,
                 ),
                 item_names=("state", "data", "config"),
             )
@@ -101,12 +112,16 @@ class Checkpoints:
         """Returns whether `metrics` beat those of every checkpoint kept so far."""
         if self._metric is None or self._metric not in metrics:
             return False
-        kept = [self._score(self._manager.metrics(step)) for step in self.steps()]
+        kept = [self._score(self._evaluation(step)) for step in self.steps()]
         return self._score(metrics) > max(kept, default=-math.inf)
+
+    def _evaluation(self, step: int) -> Mapping[str, float] | None:
+        # A save that is still on its way has nothing on the disk yet.
+        return self._evaluations.get(step) or self._manager.metrics(step)
 
     def best_step(self) -> int | None:
         """Returns the step of the best checkpoint by the metric, or None where none has it."""
-        scores = {step: self._score(self._manager.metrics(step)) for step in self.steps()}
+        scores = {step: self._score(self._evaluation(step)) for step in self.steps()}
         best = max(scores, key=lambda step: scores[step], default=None)
         return None if best is None or scores[best] == -math.inf else best
 
@@ -120,6 +135,8 @@ class Checkpoints:
     ) -> None:
         """Starts to write a checkpoint; returns when the arrays have left the devices.
 
+        One of the same step is replaced.
+
         Args:
           step: number of steps done.
           state: the train state.
@@ -130,13 +147,21 @@ class Checkpoints:
         Raises:
           UserError: if this or the previous save found no room on the disk.
         """
-        fingerprint = int(_fingerprint(state))
+        about = {
+            "loader": dict(data),
+            "fingerprint": int(_fingerprint(state)),
+            "evaluated": bool(metrics),
+        }
+        self._evaluations[step] = dict(metrics or {})
         with disk.room_for(self.directory):
+            if step in self.steps():
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    data=ocp.args.JsonSave({"loader": dict(data), "fingerprint": fingerprint}),
+                    data=ocp.args.JsonSave(about),
                     config=ocp.args.JsonSave(dict(config)),
                 ),
                 metrics=dict(metrics) if metrics else None,
@@ -154,32 +179,31 @@ class Checkpoints:
         with disk.room_for(self.directory):
             self._manager.close()
 
-    def restore_latest(self, shapes: TrainState) -> Restored | None:
+    def restore_latest(self, shapes: TrainState, *, set_aside: bool = True) -> Restored | None:
         """Returns the latest checkpoint that can be read, or None where there is none at all.
 
-        Damaged ones are named in a warning and moved to `DIRECTORY/../damaged` once an older one
-        has been read.
+        Damaged ones are named in a warning and, if `set_aside`, moved to `DIRECTORY/../damaged`
+        once an older one has been read. All processes take the same one: what one of them cannot
+        read counts as damaged.
 
         Args:
           shapes: tree of ShapeDtypeStruct with shardings (`Initializer.shapes`).
+          set_aside: whether to move damaged ones out of the way; a reader must not.
 
         Raises:
           UserError: if there are checkpoints and none can be read.
         """
-        steps = self.steps()
         damaged: list[int] = []
-        for step in reversed(steps):
-            try:
-                restored = self.restore(step, shapes)
-            except Exception as error:  # Orbax raises whatever the layer beneath it raised.
-                log.warning(
-                    "checkpoint %d in %s is damaged (%s)", step, self.directory, _first_line(error)
-                )
+        for step in reversed(_of_first_process(self.steps())):
+            restored, why = self._try(step, shapes)
+            if restored is None:
+                log.warning("checkpoint %d in %s is damaged (%s)", step, self.directory, why)
                 damaged.append(step)
                 continue
             if damaged:
                 log.warning("going on from checkpoint %d instead", step)
-                self._set_aside(damaged)
+                if set_aside:
+                    self._set_aside(damaged)
             return restored
         if damaged:
             raise UserError(
@@ -188,6 +212,15 @@ class Checkpoints:
                 "back the code and files that wrote them."
             )
         return None
+
+    def _try(self, step: int, shapes: TrainState) -> tuple[Restored | None, str]:
+        """Returns a checkpoint, or None and why not; the same on every process."""
+        restored, why = None, "another process cannot read it"
+        try:
+            restored = self.restore(step, shapes)
+        except Exception as error:  # Orbax raises whatever the layer beneath it raised.
+            why = _first_line(error)
+        return (restored, "") if _on_all_processes(restored is not None) else (None, why)
 
     def restore(self, step: int, shapes: TrainState) -> Restored:
         """Returns the checkpoint of `step`; raises whatever Orbax raises, ValueError if altered."""
@@ -200,7 +233,8 @@ class Checkpoints:
         found, noted = int(_fingerprint(got.state)), int(got.data["fingerprint"])
         if found != noted:
             raise ValueError(f"its arrays have fingerprint {found:#x}, they were {noted:#x}")
-        return Restored(step, got.state, dict(got.data["loader"]))
+        evaluated = bool(got.data.get("evaluated", False))
+        return Restored(step, got.state, dict(got.data["loader"]), evaluated)
 
     def _set_aside(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
@@ -216,23 +250,47 @@ class Checkpoints:
 
 
 def restore(directory: str | Path, step: int | None, shapes: TrainState) -> Restored:
-    """Returns one checkpoint for evaluation; None as `step` means the latest readable one.
+    """Returns one checkpoint to a reader; changes nothing in the directory.
+
+    Args:
+      directory: where checkpoints lie.
+      step: which one; None for the latest that can be read, with a warning about later ones.
+      shapes: tree of ShapeDtypeStruct with shardings.
 
     Raises:
-      UserError: where there is none.
+      UserError: where there is none, or it cannot be read.
     """
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, writable=False)
     try:
-        restored = (
-            checkpoints.restore_latest(shapes)
-            if step is None
-            else checkpoints.restore(step, shapes)
-        )
+        if step is None:
+            restored, why = checkpoints.restore_latest(shapes, set_aside=False), ""
+        else:
+            restored, why = checkpoints._try(step, shapes)
     finally:
         checkpoints.close()
-    if restored is None:
+    if restored is not None:
+        return restored
+    if step is None:
         raise UserError(f"{directory} holds no checkpoint; train first.")
-    return restored
+    raise UserError(
+        f"Checkpoint {step} in {directory} is damaged ({why}); take another one, or train again."
+    )
+
+
+def _of_first_process(steps: list[int]) -> list[int]:
+    """Returns the last steps that process 0 sees; a shared disk may show others something else."""
+    if jax.process_count() == 1:
+        return steps
+    mine = np.full(_MANY, -1, np.int32)
+    mine[: len(steps[-_MANY:])] = steps[-_MANY:]
+    return [int(step) for step in multihost_utils.broadcast_one_to_all(mine) if step >= 0]
+
+
+def _on_all_processes(good: bool) -> bool:
+    """Returns whether `good` holds on every process."""
+    if jax.process_count() == 1:
+        return good
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
 
 
 @jax.jit

@@ -121,6 +121,62 @@ def test_the_fingerprint_sees_every_dtype(dtype):
         assert module._fingerprint(one) != module._fingerprint(two)
 
 
+def test_a_reader_falls_back_and_moves_nothing(three, caplog):
+    truncate(three.directory / "3")
+    with caplog.at_level(logging.WARNING, logger="jepa"):
+        assert module.restore(three.directory, None, shapes(state())).step == 2
+    assert "checkpoint 3" in caplog.text and "going on from checkpoint 2" in caplog.text
+    assert three.steps() == [1, 2, 3] and not (three.directory.parent / "damaged").exists()
+    assert module.restore(three.directory, 1, shapes(state())).step == 1
+    with pytest.raises(UserError, match="Checkpoint 3 in .* is damaged"):
+        module.restore(three.directory, 3, shapes(state()))
+
+
+def test_a_reader_leaves_a_live_save_alone(three):
+    live = three.directory / "4.orbax-checkpoint-tmp"
+    live.mkdir()
+    (live / "half").write_text("x")
+    assert module.restore(three.directory, None, shapes(state())).step == 3
+    assert (live / "half").read_text() == "x"
+
+
+def test_what_another_process_cannot_read_counts_as_damaged(three, monkeypatch):
+    answers = iter([False, True])  # somewhere else: step 3 fails, step 2 is fine
+    monkeypatch.setattr(module, "_on_all_processes", lambda good: good and next(answers))
+    assert three.restore_latest(shapes(state())).step == 2
+
+
+def test_the_best_is_known_and_kept_after_a_restart(tmp_path):
+    def opened():
+        return Checkpoints(tmp_path / "checkpoints", keep_last=1, keep_best_metric="e/score")
+
+    saved = opened()
+    for step, score in ((1, 0.2), (2, 0.9), (3, 0.5)):
+        saved.save(step, state(), {"next": step}, {}, {"e/score": score})
+    saved.save(4, state(), {"next": 4}, {})
+    assert not saved.is_best({"e/score": 0.8}) and saved.is_best({"e/score": 1.0})
+    saved.close()
+
+    again = opened()
+    assert (again.steps(), again.best_step()) == ([2, 4], 2)
+    assert not again.is_best({"e/score": 0.8})
+    again.save(5, state(), {"next": 5}, {}, {"e/score": 0.8})
+    again.save(6, state(), {"next": 6}, {})
+    again.close()
+
+    last = opened()
+    assert (last.steps(), last.best_step()) == ([2, 6], 2)
+    assert [last.restore(step, shapes(state())).evaluated for step in (2, 6)] == [True, False]
+    last.close()
+
+
+def test_a_checkpoint_is_replaced_by_one_of_the_same_step(three):
+    three.save(3, state(9.0), {"next": 33}, {})
+    three.wait()
+    restored = three.restore_latest(shapes(state()))
+    assert (restored.step, restored.data) == (3, {"next": 33})
+
+
 def test_all_damaged_is_an_error_and_nothing_is_moved(three):
     for step in (1, 2, 3):
         empty(three.directory / str(step))
@@ -144,7 +200,8 @@ def test_no_checkpoint_at_all(tmp_path):
     assert none.restore_latest(shapes(state())) is None
     none.close()
     with pytest.raises(UserError, match="train first"):
-        module.restore(tmp_path / "checkpoints", None, shapes(state()))
+        module.restore(tmp_path / "none", None, shapes(state()))
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
