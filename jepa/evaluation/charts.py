@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jepa.evaluation import page, projection, svg
+from jepa.evaluation import headline, page, projection, svg
 from jepa.evaluation.page import Html, tag
 
 if TYPE_CHECKING:
     from jepa.evaluation.report import Material
-
-Row = tuple[str, list[tuple[int, float, float, float]], float | None]
 
 # CSS names that are easy to see on light and dark cards; other class names take the palette.
 _COLOURS = {
@@ -33,17 +31,13 @@ def sections(material: Material) -> list[Html]:
     found = []
     if "zero_shot" in material.numbers:
         found.append(_classes(material))
-    if "controls" in material.numbers:
+    if "gains" in material.numbers:
         found.append(_controls(material))
     if ("retrieval",) in material.evidence:
         found.append(_map(material))
     if material.history:
         found.append(_training(material))
     return found
-
-
-def _bar(series: int, measure: Mapping[str, Any]) -> tuple[int, float, float, float]:
-    return series, measure["value"], measure["low"], measure["high"]
 
 
 def _figure(caption: str, chart: str, *more: str) -> Html:
@@ -53,11 +47,11 @@ def _figure(caption: str, chart: str, *more: str) -> Html:
 def _classes(material: Material) -> Html:
     labels = material.numbers["zero_shot"]["labels"]
     novel = material.numbers.get("novel", {}).get("zero_shot", {}).get("labels", {})
-    rows: list[Row] = []
+    rows: list[svg.Row] = []
     for label, entry in labels.items():
-        items = [_bar(0, entry["accuracy"])]
+        items = [svg.bar(0, entry["accuracy"])]
         if label in novel:
-            items.append(_bar(2, novel[label]["accuracy"]))
+            items.append(svg.bar(2, novel[label]["accuracy"]))
         rows.append((label, items, entry["accuracy"]["chance"]))
     keys = [("s0", "held-out clips")] + ([("s2", "unseen combinations")] if novel else [])
     alt = "; ".join(f"{name} {items[0][1]:.0%}" for name, items, _ in rows)
@@ -94,7 +88,7 @@ def _confusion(label: str, entry: Mapping[str, Any]) -> Html:
         for count in line:
             share = count / max(line.sum(), 1)
             style = f"background: rgba(var(--heat), {0.55 * share:.2f})"
-            cells.append(tag("td", str(count) if count else "", style=style))
+            cells.append(tag("td", f"{count:.4g}" if count else "", style=style))
         body.append(tag("tr", *cells))
     caption = f"{label}: rows are the truth, columns what the model said"
     return tag(
@@ -132,36 +126,57 @@ def _per_class(label: str, entry: Mapping[str, Any]) -> Html:
 
 
 def _controls(material: Material) -> Html:
-    numbers, controls = material.numbers, material.numbers["controls"]
-    rows: list[Row] = []
+    numbers = material.numbers
+    controls, baselines = numbers.get("controls", {}), numbers.get("baselines", {})
+    rows: list[svg.Row] = []
     if "hard" in numbers:
-        found = {"all frames, in order": numbers["hard"]}
-        for name, words in (("shuffled", "shuffled frames"), ("single", "a single frame")):
+        entry = numbers["hard"]["text_to_video"]
+        rows.append(("hard: all frames, in order", [svg.bar(0, entry)], entry["chance"]))
+        for name, words in (("shuffled", "shuffled frames"), ("single", "one frame")):
             if name in controls:
-                found[words] = controls[name]["hard"]
-        for index, (name, entry) in enumerate(found.items()):
-            measure = entry["text_to_video"]
-            rows.append((f"hard: {name}", [_bar(min(index, 1), measure)], measure["chance"]))
+                entry = controls[name]["hard"]["text_to_video"]
+                rows.append((f"hard: itself, {words}", [svg.bar(1, entry)], entry["chance"]))
+        for name, other in baselines.items():
+            entry, words = other["hard"]["text_to_video"], name.replace("_", " ")
+            rows.append((f"hard: a model of {words}", [svg.bar(2, entry)], entry["chance"]))
     if "blank" in controls:
         own, blind = numbers["questions"]["balanced"], controls["blank"]["questions"]["balanced"]
-        rows.append(("questions: all frames", [_bar(0, own)], own["chance"]))
-        rows.append(("questions: blank", [_bar(1, blind)], blind["chance"]))
+        rows.append(("questions: all frames", [svg.bar(0, own)], own["chance"]))
+        rows.append(("questions: itself, blank", [svg.bar(1, blind)], blind["chance"]))
     alt = "; ".join(f"{name} {items[0][1]:.0%}" for name, items, _ in rows)
-    gains = [
-        f"{name.replace('_', ' ')}: {measure['value'] * 100:+.1f} points "
-        f"({measure['low'] * 100:+.1f} to {measure['high'] * 100:+.1f})"
-        for name, measure in numbers.get("gains", {}).items()
-    ]
+    keys = [("s0", "this model"), ("s1", "this model, something taken away")]
+    if baselines:
+        keys.append(("s2", "another model, trained with less"))
+    gains = page.table(
+        ["Above", "Points", "95% interval"],
+        [
+            [
+                words,
+                f"{measure['value'] * 100:+.1f}",
+                f"{measure['low'] * 100:+.1f} to {measure['high'] * 100:+.1f}",
+            ]
+            for name, measure in numbers.get("gains", {}).items()
+            for words in [headline.gain_label(name)]
+        ],
+        caption="Paired differences: the same clips and questions on both sides",
+        numeric=(1, 2),
+    )
+    lead = (
+        "Orange: this trained model with part of each clip taken away when it is tested. It never "
+        "learnt to do without, so this shows what it uses, not what could be had without it."
+    )
+    if baselines:
+        lead += " Green: models that were trained, from the same start, on nothing else."
     return page.section(
         "controls",
         "What the model owes to motion and to sight",
-        "The same trained model with part of the clip taken away.",
+        lead,
         _figure(
             "Accuracy with and without the information",
             svg.bars(rows, alt=f"Controls: {alt}"),
-            page.legend([("s0", "clip as it is"), ("s1", "control"), ("tick", "chance")]),
+            page.legend([*keys, ("tick", "chance")]),
         ),
-        tag("p", "Paired differences: " + "; ".join(gains) + ".", css="note") if gains else "",
+        gains,
     )
 
 

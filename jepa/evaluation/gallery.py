@@ -33,8 +33,8 @@ def draw(rng: np.random.Generator, pool: Sequence[int], count: int) -> list[int]
     return sorted(rng.choice(pool, min(count, len(pool)), replace=False).tolist()) if pool else []
 
 
-def _clip(frames: np.ndarray, alt: str, note: str, css: str = "") -> Html:
-    picture = pictures.strip(frames)
+def _clip(frames: np.ndarray, alt: str, note: str, css: str = "", count: int = 5) -> Html:
+    picture = pictures.strip(frames, count)
     height, width = picture.shape[:2]
     return tag(
         "li",
@@ -172,6 +172,7 @@ def _hard(material: Material) -> Html:
                     f"Filmstrip of a clip captioned: {caption}",
                     page.join([_mark(hit == 1), f"“{caption}”: {note}"]),
                     "right" if hit == 1 else "wrong",
+                    count=8,
                 )
             )
         right = sum(evidence["hits"][row] == 1 for row in members)
@@ -179,7 +180,7 @@ def _hard(material: Material) -> Html:
             "article",
             tag("h4", f"A group of {len(members)} clips"),
             tag("p", f"{right} of {len(members)} texts find their own clip"),
-            tag("ul", *clips, css="clips"),
+            tag("ul", *clips, css="clips wide"),
             css="case",
         )
 
@@ -187,8 +188,9 @@ def _hard(material: Material) -> Html:
     return page.section(
         "hard",
         "Clips that differ in motion only",
-        f"{numbers['groups']} groups of clips that share their shapes and colours. The right clip "
-        f"of its group is found for {share['value']:.0%} of the texts (95% interval "
+        f"{numbers['groups']} groups of clips that share their shapes and colours and differ in "
+        "what moves, where to, or in which order. The right clip of its group is found for "
+        f"{share['value']:.0%} of the texts (95% interval "
         f"{share['low']:.0%} to {share['high']:.0%}); guessing would find {chance:.0%}.",
         tag("div", *map(case, drawn), css="cases"),
     )
@@ -199,9 +201,9 @@ def _questions(material: Material) -> Html:
     blank = material.numbers.get("controls", {}).get("blank", {}).get("questions")
     rows = []
     for kind, entry in numbers["kinds"].items():
-        items = [_bar(0, entry["balanced"])]
+        items = [svg.bar(0, entry["balanced"])]
         if blank:
-            items.append(_bar(1, blank["kinds"][kind]["balanced"]))
+            items.append(svg.bar(1, blank["kinds"][kind]["balanced"]))
         label = f"{kind} ({entry['accuracy']['count']})"
         rows.append((label, items, entry["balanced"]["chance"]))
     keys = [("s0", "this model")] + ([("s1", "the same model, blank frames")] if blank else [])
@@ -253,13 +255,7 @@ def _questions(material: Material) -> Html:
     )
 
 
-def _bar(series: int, measure: Mapping[str, Any]) -> tuple[int, float, float, float]:
-    return series, measure["value"], measure["low"], measure["high"]
-
-
-def _alt(
-    rows: Sequence[tuple[str, Sequence[tuple[int, float, float, float]], float | None]],
-) -> str:
+def _alt(rows: Sequence[svg.Row]) -> str:
     return "Bars: " + "; ".join(
         f"{label} {', '.join(f'{value:.0%}' for _, value, _, _ in items)}"
         + (f", chance {chance:.0%}" if chance is not None else "")

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jepa.errors import UserError
 from jepa.evaluation.intervals import Measure
 
 
@@ -52,10 +51,8 @@ def headlines(numbers: Mapping[str, Any], bars: Iterable[Sequence[Any]] = ()) ->
 
     Args:
       numbers: the result of the suite.
-      bars: (dotted key, least value) pairs.
-
-    Raises:
-      UserError: a bar names nothing that is measured.
+      bars: (dotted key, least value) pairs; those on what was not measured are left to
+        `unmeasured`.
     """
     least = {str(key): float(value) for key, value in bars}
     labels = dict(_labels(numbers))
@@ -65,11 +62,28 @@ def headlines(numbers: Mapping[str, Any], bars: Iterable[Sequence[Any]] = ()) ->
         measure = look_up(numbers, key)
         if isinstance(measure, Mapping) and "value" in measure:
             lines.append(Headline(key, label, _measure(measure), least.get(key)))
-        elif key in least:
-            raise UserError(
-                f"config.evaluation.bars names {key!r}, which this evaluation does not measure"
-            )
     return lines
+
+
+def unmeasured(numbers: Mapping[str, Any], bars: Iterable[Sequence[Any]]) -> list[str]:
+    """Returns the keys of `bars` that name no number of the result."""
+    return [
+        str(key)
+        for key, _ in bars
+        if not isinstance(found := look_up(numbers, str(key)), Mapping) or "value" not in found
+    ]
+
+
+def gain_label(name: str) -> str:
+    """Returns what a key of `gains` is, in words."""
+    task, _, other = name.partition("_over_")
+    own = {
+        "blank": "itself, blank frames",
+        "same_model_single": "itself, one frame",
+        "same_model_shuffled": "itself, shuffled frames",
+    }
+    words = own.get(other) or f"a model of {other.removesuffix('_model').replace('_', ' ')}"
+    return f"{'hard groups' if task == 'hard' else task}, above {words}"
 
 
 def table(lines: Sequence[Headline]) -> str:
@@ -114,10 +128,11 @@ def _labels(numbers: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for label in look_up(numbers, "zero_shot.labels") or ():
         yield f"zero_shot.labels.{label}.accuracy", f"zero-shot {label}"
     yield "questions.balanced", "questions, answers balanced"
-    yield "gains.questions_over_blank", "questions, above blank frames"
+    yield "gains.questions_over_blank", gain_label("questions_over_blank")
     yield "hard.text_to_video", "hard groups, right clip for a text"
-    yield "gains.hard_over_single", "hard groups, above a single frame"
-    yield "gains.hard_over_shuffled", "hard groups, above shuffled frames"
+    names = [f"hard_over_{name}_model" for name in look_up(numbers, "baselines") or ()]
+    for name in (*names, "hard_over_same_model_single", "hard_over_same_model_shuffled"):
+        yield f"gains.{name}", gain_label(name)
     novel = look_up(numbers, "novel.retrieval.count")
     yield "novel.retrieval.text_to_video.recall_at_1", f"unseen combinations, R@1 of {novel}"
     for label in look_up(numbers, "novel.zero_shot.labels") or ():

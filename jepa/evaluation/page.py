@@ -185,6 +185,7 @@ tbody th { font-weight: 500; }
 .chart { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
   padding: 1rem 1.1rem; margin: 0; min-width: 0; }
 .chart > svg { display: block; width: 100%; height: auto; max-width: 46rem; }
+.chart + .scroll { margin-top: 1.4rem; }
 .chart figcaption { font-size: .88rem; color: var(--soft); margin-bottom: .5rem; }
 .grid-2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
   gap: 1.2rem; margin-bottom: 1.2rem; }
@@ -221,6 +222,7 @@ polyline.s7 { fill: none; }
 .case > p { margin: 0 0 .7rem; font-size: .88rem; color: var(--soft); }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr));
   gap: .9rem; margin: 0; padding: 0; list-style: none; }
+.clips.wide { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
 .clip { margin: 0; min-width: 0; }
 .clip img { display: block; width: 100%; height: auto; border-radius: 6px;
   border: 2px solid var(--line); }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from jepa.data import storage
 from jepa.evaluation import gallery, pictures
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ def write(path: str | Path, material: Material, *, queries: int = 5) -> Path:
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_png(image))
+    with storage.storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_png(image))
     return path
 
 

@@ -29,8 +29,13 @@ def nearest(
       table: `[M, S]`, the vectors of all answer texts.
       candidates: for each question the rows it may choose from.
       right: `[N]`, the row of the right answer; one of the question's candidates.
+
+    Raises:
+      ValueError: a similarity is not finite.
     """
     scores = np.asarray(predictions, np.float64) @ np.asarray(table, np.float64).T
+    if not np.isfinite(scores).all():
+        raise ValueError("the similarities of answers must be finite")
     chosen, hits = [], []
     for line, rows, answer in zip(scores, candidates, right, strict=True):
         own = line[list(rows)]

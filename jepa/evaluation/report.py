@@ -7,18 +7,19 @@ that went wrong; none is picked by hand.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jepa.data import storage
 from jepa.evaluation import charts, gallery, page
-from jepa.evaluation.headline import Headline, headlines
+from jepa.evaluation.headline import Headline, headlines, unmeasured
 from jepa.evaluation.page import Html, tag
 from jepa.evaluation.source import Source
 from jepa.evaluation.suite import Name
+from jepa.words import duration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,14 @@ class Material:
     @property
     def headlines(self) -> list[Headline]:
         """The lines of the headline table."""
-        return headlines(self.numbers, self.config.get("evaluation", {}).get("bars", ()))
+        return headlines(self.numbers, self.bars)
+
+    @property
+    def bars(self) -> Sequence[Sequence[Any]]:
+        """(dotted key, least value) pairs; none for a baseline, which is there to be beaten."""
+        if self.config.get("data", {}).get("frame_control", "none") != "none":
+            return ()
+        return self.config.get("evaluation", {}).get("bars", ())
 
     @property
     def rng(self) -> np.random.Generator:
@@ -51,12 +59,13 @@ class Material:
 
 
 def write(path: str | Path, material: Material) -> Path:
-    """Writes the report so that it is there whole or not at all, and returns its path."""
+    """Writes the report so that it is there whole or not at all, and returns its path.
+
+    Raises:
+      UserError: the disk is full or may not be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(make(material), encoding="utf-8")
-    os.replace(temporary, path)
+    storage.write_atomically(path, make(material))
     return path
 
 
@@ -98,11 +107,11 @@ def _header(material: Material, title: str) -> Html:
     facts = [
         ("Checkpoint", f"step {numbers['checkpoint_step']:,}"),
         ("Parameters", _parameters(numbers)),
-        ("Training time", _duration(run.get("seconds"))),
+        ("Training time", duration(run["seconds"]) if "seconds" in run else "unknown"),
         ("Clips seen", f"{run['clips']:,}" if run.get("clips") else "unknown"),
         ("Evaluated on", str(numbers["device"])),
         ("Clips", f"{data.get('frames', '?')} frames, {data.get('size', '?')}² pixels"),
-        ("Evaluation", _duration(numbers.get("wall_seconds"))),
+        ("Evaluation", duration(numbers["wall_seconds"])),
         ("Date", str(numbers["date"])),
     ]
     cells = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts]
@@ -135,7 +144,9 @@ def _header(material: Material, title: str) -> Html:
 def _anchors(material: Material) -> set[str]:
     numbers = material.numbers
     shown = {"results", "glossary"}
-    shown |= {name for name in ("retrieval", "hard", "questions", "controls") if name in numbers}
+    shown |= {name for name in ("retrieval", "hard", "questions") if name in numbers}
+    if "gains" in numbers:
+        shown.add("controls")
     if "zero_shot" in numbers:
         shown.add("classes")
     if "retrieval" in numbers:
@@ -151,6 +162,9 @@ def _summary(material: Material) -> str:
         "A model that watches a short clip, reads a question about it and predicts the embedding "
         "of the answer. All clips below were held out from training."
     )
+    control = numbers.get("frame_control", "none")
+    if control != "none":
+        text += f" This is a baseline, trained and evaluated with data.frame_control={control}."
     first = numbers.get("retrieval", {}).get("text_to_video", {}).get("recall_at_1")
     if first:
         text += (
@@ -173,17 +187,6 @@ def _parameters(numbers: Mapping[str, Any]) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    seconds = int(round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 def _headline(material: Material) -> Html:
@@ -212,7 +215,16 @@ def _headline(material: Material) -> Html:
         "Each number on clips that training never saw. The shaded band is the 95% confidence "
         "interval, the grey tick is what guessing gets, the triangle is the bar set beforehand.",
         page.table(header, rows, caption="Headline results", numeric=(1, 3, 4, 5)),
+        _unmeasured(material),
     )
+
+
+def _unmeasured(material: Material) -> str:
+    keys = unmeasured(material.numbers, material.bars)
+    if not keys:
+        return ""
+    text = "Bars on what was not measured in this run: "
+    return tag("p", text, page.join(page.join([tag("code", key), " "]) for key in keys), css="note")
 
 
 def _verdict(line: Headline) -> str:
@@ -274,8 +286,9 @@ _GLOSSARY = (
     ),
     (
         "Blank, single and shuffled frames",
-        "Controls: the same model sees grey, one frame repeated, or the frames in a random order. "
-        "What it scores then, it does not owe to seeing, to several frames, or to their order.",
+        "What is taken away. “Itself” is the same model, tested with grey, one frame repeated, or "
+        "the frames in a random order. “A model of …” is another one of the same config that was "
+        "trained and tested that way.",
     ),
     (
         "95% interval",

@@ -1,31 +1,37 @@
-"""`evaluation.json`: written whole, read back, and known to be of a checkpoint and a config."""
+"""`evaluation.json`: written whole, and known to be of a checkpoint, a config and baselines."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa.errors import UserError
+from jepa.data import storage
 
 FILE = "evaluation.json"
 REPORT = "report.html"
 HISTORY = "metrics.jsonl"
-VERSION = 1
+VERSION = 2
 
 
-def identity(config: Mapping[str, Any], step: int, data: str | Path | None) -> str:
-    """Returns a digest of what decides the numbers: config, checkpoint and dataset.
+def identity(
+    config: Mapping[str, Any],
+    step: int,
+    data: str | Path | None,
+    baselines: Mapping[str, str] | None = None,
+) -> str:
+    """Returns a digest of what decides the numbers: config, checkpoint, dataset, baselines.
 
     Args:
       config: plain, as in the workdir's config.json.
       step: of the checkpoint.
       data: directory of the dataset, or None where it has none.
+      baselines: the identity of the evaluation of each baseline, by name.
     """
-    digest = hashlib.sha256(json.dumps([VERSION, config, step], sort_keys=True).encode())
+    said = [VERSION, config, step, dict(baselines or {})]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     described = Path(data) / "dataset.json" if data else None
     if described is not None and described.is_file():
         digest.update(described.read_bytes())
@@ -43,24 +49,14 @@ def is_current(workdir: str | Path, wanted: str) -> bool:
 
 
 def write(workdir: str | Path, numbers: Mapping[str, Any]) -> Path:
-    """Writes `evaluation.json` so that it is there whole or not at all, and returns its path."""
+    """Writes `evaluation.json` so that it is there whole or not at all, and returns its path.
+
+    Raises:
+      UserError: the disk is full or may not be written.
+    """
     path = Path(workdir) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{FILE}.tmp")
-    temporary.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    storage.write_atomically(path, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
     return path
-
-
-def read(workdir: str | Path) -> dict[str, Any]:
-    """Returns the content of `evaluation.json`; UserError where there is none."""
-    path = Path(workdir) / FILE
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); run `python -m experiments.evaluate` first"
-        ) from error
 
 
 def history(workdir: str | Path) -> list[dict[str, Any]]:

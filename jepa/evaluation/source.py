@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jepa.data import images, tokenize
+from jepa.data import images, sources, tokenize, transforms
+from jepa.data.clips import View
 from jepa.data.config import DataConfig
 from jepa.data.dataset import Dataset
 from jepa.data.evalset import EvalSet
@@ -21,12 +22,16 @@ class Source(Protocol):
 
     attributes: Mapping[str, Mapping[str, Sequence[str]]]
     caption_query: str
+    frame_control: str
 
     def records(self, split: str) -> Sequence[Record]:
         """Returns the records of a split in order, without encoded video."""
 
     def clips(self, split: str, control: str, limit: int) -> Iterator[tuple[int, Any]]:
-        """Yields (valid count, video stream) over the first `limit` clips, in order."""
+        """Yields (valid count, video stream) over the first `limit` clips, in order.
+
+        `control` "none" adds nothing to what the run's own `frame_control` takes away.
+        """
 
     def frames(self, split: str, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Returns uint8 RGB frames `[T, H, W, 3]` of some clips, as the model sees them."""
@@ -47,6 +52,7 @@ class DatasetSource:
     Attributes:
       attributes: label -> value -> class texts; empty for a dataset that defines none.
       caption_query: the query that asks for a caption: the config's first, else the dataset's.
+      frame_control: what the run's model never sees, in training or here: `data.frame_control`.
     """
 
     def __init__(self, data_config: DataConfig | Mapping[str, Any], batch_size: int = 32):
@@ -60,6 +66,7 @@ class DatasetSource:
         # A cache would decode the whole of a split for the few clips that are looked at.
         self._config = dataclasses.replace(config, cache="none", text_features=None)
         self._batch_size = batch_size
+        self.frame_control = config.frame_control
         self._sets: dict[str, EvalSet] = {}
         path = config.sources[0][0]
         self.attributes: Mapping[str, Mapping[str, Sequence[str]]] = {}
@@ -93,23 +100,25 @@ class DatasetSource:
 
     def clips(self, split: str, control: str, limit: int) -> Iterator[tuple[int, Any]]:
         """Yields (valid count, video stream) over the first `limit` clips, in order."""
-        config = dataclasses.replace(self._config, frame_control=control)
+        config = self._config
+        if control != "none":
+            config = dataclasses.replace(config, frame_control=control)
         yield from EvalSet(config, split, limit).batches(self._batch_size)
 
     def frames(self, split: str, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Returns uint8 RGB frames `[T, H, W, 3]` of some clips, as the model sees them."""
         if not indices:
             return {}
-        config = dataclasses.replace(self._config, pixels="rgb", frame_control="none")
-        wanted, start = set(indices), 0
-        found: dict[int, np.ndarray] = {}
-        for valid, video in EvalSet(config, split, max(wanted) + 1).batches(self._batch_size):
-            frames = np.asarray(video)
-            for row in range(valid):
-                if start + row in wanted:
-                    found[start + row] = np.array(frames[row])
-            start += valid
-        return found
+        config = dataclasses.replace(self._config, pixels="rgb")
+        opened = sources.open_source(config.sources[0][0], split)
+        clips = sources.open_clips(opened, View(config, seed=0, random=False))
+        numbers = np.unique(np.asarray(indices, np.int64))
+        video = transforms.empty((len(numbers), config.frames), config.size, "rgb", grey=True)
+        _, failed = clips.load(numbers, numbers, video, np.arange(len(numbers)))
+        for row in failed:  # as the model saw it
+            grey = transforms.empty((config.frames,), config.size, "rgb", grey=True)
+            video["rgb"][row] = grey["rgb"]
+        return dict(zip(numbers.tolist(), np.asarray(transforms.stream(video)), strict=True))
 
     def encode_queries(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns the stream `{"ids", "mask"}` of these texts."""

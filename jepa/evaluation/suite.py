@@ -10,9 +10,15 @@ Keys of the result, each number a `Measure` {value, low, high, count, chance}:
     questions.{overall,balanced}, questions.kinds.KIND.{accuracy,balanced,answers.ANSWER}
     hard.{text_to_video,video_to_text}, hard.groups
     novel.retrieval, novel.zero_shot                as above, on unseen combinations
-    controls.blank.questions                        the same model sees one grey frame
+    controls.blank.questions                        the same model sees grey frames
     controls.{single,shuffled}.hard                 the same model sees one frame, or no order
-    gains.{questions_over_blank,hard_over_single,hard_over_shuffled}    paired differences
+    gains.questions_over_blank                      paired differences to these controls
+    gains.hard_over_same_model_{single,shuffled}
+
+The controls take something away from a model that was trained with it. How far it is above a model
+that was *trained* on single or shuffled frames is another question: see
+`jepa.evaluation.baselines`. Such a model (`data.frame_control` is set) is evaluated on its own kind
+of frames throughout, and without controls.
 """
 
 from __future__ import annotations
@@ -34,6 +40,8 @@ from jepa.evaluation.source import DatasetSource, Source
 from jepa.methods.base import Method, Params
 
 Name = tuple[str, ...]
+# What the keys of the result begin with.
+_MEASURED = ("retrieval", "zero_shot", "questions", "hard", "novel", "controls", "gains")
 
 
 def default_evaluation() -> ConfigDict:
@@ -131,6 +139,17 @@ class Evaluator:
         gains = _gains(evidence, self.config.seed)
         return Evaluation({**numbers, "gains": gains} if gains else numbers, evidence)
 
+    def hard_captions(self) -> list[tuple[str, str, str]]:
+        """Returns (key of the clip, caption, group) of each caption of `hard`, if it is measured.
+
+        They are in the order of the task's evidence, and known before anything is computed.
+        """
+        if not self.config.hard:
+            return []
+        records = self.source.records(self.config.hard.split)
+        planned = self._hard(self.config.hard.groups).captions
+        return [(records[index].key, caption, group) for index, caption, group in planned]
+
     def quick(self, params: Params, state: Params) -> dict[str, float]:
         """Returns a few headline numbers on small subsets, by flat name, for training's log."""
         scored = self._score(params, state, quick=True)
@@ -158,10 +177,11 @@ class Evaluator:
         texts = self._embedder.texts(
             params, state, (text for task in plan.values() for text in task.texts)
         )
+        _check_finite(texts)
         # One pass over the clips of a split under a control, whatever the number of tasks.
         wanted: dict[tuple[str, str], dict[int, dict[str, None]]] = defaultdict(dict)
         for task in plan.values():
-            for index, query in task.needs:
+            for index, query in _seen(task):
                 wanted[task.split, task.control].setdefault(index, {})[query] = None
         vectors: dict[tuple[str, str], dict[Pair, np.ndarray]] = {}
         for (split, control), queries in wanted.items():
@@ -169,13 +189,17 @@ class Evaluator:
             vectors[split, control] = self._embedder.videos(
                 params, state, clips, {index: list(asked) for index, asked in queries.items()}
             )
-        return {
-            name: task.score(vectors[task.split, task.control], texts)
-            for name, task in plan.items()
-        }
+            _check_finite(vectors[split, control])
+        scored = {}
+        for name, task in plan.items():
+            found = vectors[task.split, task.control]
+            seen = {pair: found[own] for pair, own in zip(task.needs, _seen(task), strict=True)}
+            scored[name] = task.score(seen, texts)
+        return scored
 
     def _plan(self) -> dict[Name, tasks.Task]:
         config = self.config
+        controls = config.controls and self.source.frame_control == "none"
         plan: dict[Name, tasks.Task] = {}
         if config.retrieval:
             plan["retrieval",] = self._retrieval(config.retrieval.split, config.retrieval.count)
@@ -183,20 +207,20 @@ class Evaluator:
             plan["zero_shot",] = self._zero_shot(config.zero_shot.split, config.zero_shot.count)
         if config.questions:
             plan["questions",] = self._questions(config.questions.count)
-            if config.controls:
+            if controls:
                 plan["controls", "blank", "questions"] = self._questions(
                     config.questions.count, "blank"
                 )
         if config.hard:
             plan["hard",] = self._hard(config.hard.groups)
-            for control in ("single", "shuffled") if config.controls else ():
+            for control in ("single", "shuffled") if controls else ():
                 plan["controls", control, "hard"] = self._hard(config.hard.groups, control)
         if config.novel:
             split, count = config.novel.split, config.novel.count
             if config.retrieval:
                 plan["novel", "retrieval"] = self._retrieval(split, count)
             if config.zero_shot:
-                plan["novel", "zero_shot"] = self._zero_shot(split, config.zero_shot.count)
+                plan["novel", "zero_shot"] = self._zero_shot(split, count)
         return plan
 
     def _plan_quick(self) -> dict[Name, tasks.Task]:
@@ -270,6 +294,12 @@ def check(config: ConfigDict) -> None:
     for key, value in config.items():
         if isinstance(allowed[key], ConfigDict) and isinstance(value, ConfigDict):
             check_known(f"evaluation.{key}", value, allowed[key])
+    for bar in config.get("bars", ()):
+        if len(bar) != 2 or str(bar[0]).split(".")[0] not in _MEASURED:
+            raise UserError(
+                f"config.evaluation.bars has {bar!r}; give (dotted key, least value), the key "
+                f"beginning with one of {', '.join(_MEASURED)}"
+            )
     missing = sorted(set(allowed) - set(config))
     if missing:
         raise UserError(
@@ -278,13 +308,32 @@ def check(config: ConfigDict) -> None:
         )
 
 
+def _seen(task: tasks.Task) -> list[Pair]:
+    """The pairs to embed for the pairs that a task needs: of grey clips, one stands for all."""
+    if task.control == "blank":
+        return [(0, query) for _, query in task.needs]
+    return list(task.needs)
+
+
+def _check_finite(vectors: Mapping[Any, np.ndarray]) -> None:
+    for key, vector in vectors.items():
+        if not np.isfinite(vector).all():
+            raise UserError(
+                f"the model's embedding of {key!r} is not finite, so nothing can be measured; take "
+                "an earlier checkpoint (--checkpoint=STEP) or train with a lower learning rate"
+            )
+
+
 def _gains(evidence: Mapping[Name, Mapping[str, Any]], seed: int) -> dict[str, intervals.Measure]:
     """How far the model is above itself under each control, on the same examples."""
     gains = {}
     for (*path, task), control in evidence.items():
         if path[:1] == ["controls"]:
             group = "clips" if task == "questions" else "groups"
-            gains[f"{task}_over_{path[1]}"] = intervals.paired_gain(
+            key = (
+                f"{task}_over_blank" if path[1] == "blank" else f"{task}_over_same_model_{path[1]}"
+            )
+            gains[key] = intervals.paired_gain(
                 evidence[task,]["hits"], control["hits"], np.array(control[group]), seed=seed
             )
     return gains

@@ -7,12 +7,17 @@ image with a text alternative. All text is escaped here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 
 Series = tuple[str, Sequence[float], Sequence[float]]
+# (number of the series, value, low, high), all shares.
+Bar = tuple[int, float, float, float]
+# (label, its bars, chance or None).
+Row = tuple[str, Sequence[Bar], float | None]
 
 
 def _figure(width: float, height: float, alt: str, body: list[str]) -> str:
@@ -125,18 +130,21 @@ def lines(
     return _figure(width, height, alt, body)
 
 
-def bars(
-    rows: Sequence[tuple[str, Sequence[tuple[int, float, float, float]], float | None]],
-    *,
-    alt: str,
-) -> str:
+def bar(series: int, measure: Mapping[str, Any]) -> Bar:
+    """Returns the bar of a `jepa.evaluation.intervals.Measure`."""
+    return series, measure["value"], measure["low"], measure["high"]
+
+
+def bars(rows: Sequence[Row], *, alt: str) -> str:
     """Draws horizontal bars of shares with their intervals and a tick at chance.
 
     Args:
-      rows: (label, [(series number, value, low, high), ...], chance or None) each.
+      rows: what to draw, from top to bottom.
       alt: what the chart shows.
     """
-    thick, gap, left, right, top = 13.0, 12.0, 170.0, 46.0, 8.0
+    thick, gap, right, top = 13.0, 12.0, 46.0, 8.0
+    # Room for the longest label, at about 6.4 units a letter.
+    left = 18 + 6.4 * max((len(label) for label, _, _ in rows), default=0)
     width = 640.0
     height = top + sum(len(items) * (thick + 2) + gap for _, items, _ in rows) + 22
 
@@ -207,11 +215,13 @@ def scatter(
       alt: what the chart shows.
       colours: a CSS colour for each class, or None for the palette's.
     """
-    size, margin = 320.0, 12.0
+    width, margin = 320.0, 12.0
     low = points.min(axis=0)
-    span = float(max((points.max(axis=0) - low).max(), 1e-12))
+    spans = np.maximum(points.max(axis=0) - low, 1e-12)
+    scale = (width - 2 * margin) / float(spans.max())
+    height = max(float(spans[1]) * scale + 2 * margin, width / 2)
     middle = (points.max(axis=0) + low) / 2
-    placed = (points - middle) / span * (size - 2 * margin) + size / 2
+    placed = (points - middle) * scale + np.array([width, height]) / 2
     order = np.argsort(np.asarray(classes) >= 0, kind="stable")
     body = []
     for index in order:
@@ -221,4 +231,4 @@ def scatter(
             body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.6" class="faint"/>')
         else:
             body.append(_marker(which, x, y, colours[which]))
-    return _figure(size, size, alt, body)
+    return _figure(width, height, alt, body)

@@ -177,7 +177,7 @@ class ZeroShot:
       clips: label -> the (index, value) pairs of the clips that have the label.
       prompts: label -> value -> its class texts, in the dataset's order.
 
-    Evidence: label -> `indices`, `truth` [N], `predicted` [N].
+    Evidence: label -> `indices`, `truth` [N], `shares` [N, classes].
     """
 
     split: str
@@ -214,16 +214,16 @@ class ZeroShot:
             )
             clips = np.stack([videos[index, self.queries[label]] for index, _ in rows])
             truth = np.array([classes.index(value) for _, value in rows])
-            predicted = zero_shot.classify(clips, table)
+            shares = zero_shot.classify(clips, table)
             labels[label] = {
                 "query": self.queries[label],
                 "prompts": len(flat),
-                **zero_shot.summary(truth, predicted, classes),
+                **zero_shot.summary(truth, shares, classes),
             }
             evidence[label] = {
                 "indices": [index for index, _ in rows],
                 "truth": truth,
-                "predicted": predicted,
+                "shares": shares,
             }
         return Scored({"split": self.split, "labels": labels}, evidence)
 

@@ -34,27 +34,39 @@ def class_vectors(prompts: np.ndarray, classes: np.ndarray, count: int) -> np.nd
 
 
 def classify(videos: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Returns the nearest class `[N]` for `videos` `[N, S]` among `vectors` `[K, S]`."""
-    return np.argmax(_normalised(videos) @ _normalised(vectors).T, axis=1)
+    """Returns for `videos` `[N, S]` the share `[N, K]` that each class of `vectors` `[K, S]` takes.
+
+    The nearest class takes all of it. Classes that tie for it share it evenly, as a fair guess
+    would on average: a model that maps everything to one point is at chance, and not right
+    whenever the first class is.
+
+    Raises:
+      ValueError: a similarity is not finite.
+    """
+    scores = _normalised(videos) @ _normalised(vectors).T
+    if not np.isfinite(scores).all():
+        raise ValueError("zero-shot scores must be finite")
+    nearest = scores == scores.max(axis=1, keepdims=True)
+    return nearest / nearest.sum(axis=1, keepdims=True)
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray, count: int) -> np.ndarray:
-    """Returns the counts `[K, K]`: rows are true classes, columns are predicted ones."""
-    table = np.zeros((count, count), np.int64)
-    np.add.at(table, (np.asarray(truth), np.asarray(predicted)), 1)
+def confusion(truth: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Returns the counts `[K, K]`: rows are true classes, columns what `shares` `[N, K]` say."""
+    table = np.zeros((shares.shape[1], shares.shape[1]))
+    np.add.at(table, np.asarray(truth), shares)
     return table
 
 
-def summary(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def summary(truth: np.ndarray, shares: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Returns accuracy, the mean over the classes present, each class's own, and the confusion.
 
     Args:
       truth: `[N]` integers.
-      predicted: `[N]` integers.
+      shares: `[N, K]` as of `classify`.
       classes: the K names.
     """
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
-    hits, chance = truth == predicted, 1 / len(classes)
+    truth, shares = np.asarray(truth), np.asarray(shares, np.float64)
+    hits, chance = shares[np.arange(len(truth)), truth], 1 / len(classes)
     return {
         "accuracy": intervals.proportion(hits, chance),
         "mean_class_accuracy": intervals.balanced_proportion(hits, truth, chance),
@@ -64,7 +76,7 @@ def summary(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) ->
             for index, name in enumerate(classes)
             if np.any(truth == index)
         },
-        "confusion": confusion(truth, predicted, len(classes)).tolist(),
+        "confusion": confusion(truth, shares).tolist(),
     }
 
 

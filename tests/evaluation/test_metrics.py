@@ -76,7 +76,7 @@ def test_class_vectors_average_directions_not_lengths():
 def test_zero_shot_summary_against_counting():
     rng = np.random.default_rng(0)
     truth, predicted = rng.integers(0, 3, 50), rng.integers(0, 4, 50)
-    found = zero_shot.summary(truth, predicted, ["a", "b", "c", "d"])
+    found = zero_shot.summary(truth, np.eye(4)[predicted], ["a", "b", "c", "d"])
     table = np.array(found["confusion"])
     for i in range(4):
         for j in range(4):
@@ -93,7 +93,24 @@ def test_zero_shot_summary_against_counting():
 def test_classify_finds_the_nearest_whatever_the_lengths():
     vectors = np.array([[1.0, 0], [0, 100.0]])
     videos = np.array([[0.9, 0.8], [0.1, 0.2]])
-    np.testing.assert_array_equal(zero_shot.classify(videos, vectors), [0, 1])
+    np.testing.assert_array_equal(zero_shot.classify(videos, vectors), np.eye(2))
+
+
+def test_tied_classes_share_and_a_collapsed_model_is_at_chance():
+    shares = zero_shot.classify(np.ones((4, 2)), np.array([[1.0, 0], [0, 1], [-1, 0]]))
+    np.testing.assert_array_equal(shares, [[0.5, 0.5, 0]] * 4)
+    collapsed = zero_shot.classify(np.ones((8, 2)), np.ones((4, 2)))
+    found = zero_shot.summary(np.zeros(8, int), collapsed, list("abcd"))
+    assert found["accuracy"]["value"] == found["accuracy"]["chance"] == 0.25
+    assert found["confusion"][0] == [2, 2, 2, 2]
+
+
+def test_similarities_that_are_not_finite_are_refused():
+    broken = np.array([[np.nan, 1.0]])
+    with pytest.raises(ValueError, match="finite"):
+        zero_shot.classify(broken, np.eye(2))
+    with pytest.raises(ValueError, match="finite"):
+        question_answering.nearest(broken, np.eye(2), [[0, 1]], [0])
 
 
 def test_nearest_answer_among_its_own_candidates():

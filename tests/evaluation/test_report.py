@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import html.parser
 import json
+import os
 import re
 
 import jax
@@ -156,8 +158,33 @@ def test_headlines_compare_with_bars(made):
     text = headline.table(list(lines.values()))
     assert "missed" in text
     assert "reached" in text
-    with pytest.raises(UserError, match=r"evaluation.bars names 'questions.all'"):
-        headline.headlines(made.numbers, (("questions.all", 0.5),))
+    wrong = (*bars, ("questions.all", 0.5), ("gains.hard_over_single_frame_model", 0.1))
+    assert len(headline.headlines(made.numbers, wrong)) == len(lines)
+    assert headline.unmeasured(made.numbers, wrong) == [key for key, _ in wrong[2:]]
+
+
+def test_bars_on_what_was_not_measured_are_named_in_the_report(made):
+    config = {**made.config, "evaluation": {"bars": [["gains.hard_over_less_model", 0.1]]}}
+    page = report.make(dataclasses.replace(made, config=config))
+    assert "<code>gains.hard_over_less_model</code>" in page
+    # A baseline is there to be beaten: its report has no bars.
+    config = {**config, "data": {"frame_control": "single"}}
+    page = report.make(dataclasses.replace(made, config=config))
+    assert "hard_over_less_model" not in page
+
+
+def test_baselines_are_drawn_beside_the_controls(made):
+    hard = made.numbers["hard"]
+    gain = {"value": 0.2, "low": 0.1, "high": 0.3, "count": 40, "chance": 0.0}
+    numbers = {
+        **made.numbers,
+        "baselines": {"single_frame": {"frame_control": "single", "hard": hard}},
+        "gains": {**made.numbers["gains"], "hard_over_single_frame_model": gain},
+    }
+    page = report.make(dataclasses.replace(made, numbers=numbers))
+    assert "hard: a model of single frame" in page
+    assert "hard groups, above a model of single frame" in page
+    assert "hard groups, above itself, one frame" in page
 
 
 def test_strip_shows_first_and_last_frame():
@@ -208,6 +235,7 @@ def test_results_are_known_by_what_they_are_of(tmp_path):
     first = results.identity({"a": 1}, 5, tmp_path)
     assert first == results.identity({"a": 1}, 5, tmp_path)
     others = [
+        results.identity({"a": 1}, 5, tmp_path, {"single_frame": "0123"}),
         results.identity({"a": 2}, 5, tmp_path),
         results.identity({"a": 1}, 6, tmp_path),
         results.identity({"a": 1}, 5, None),
@@ -220,11 +248,21 @@ def test_results_are_known_by_what_they_are_of(tmp_path):
     assert not results.is_current(tmp_path, first)
     (tmp_path / results.REPORT).write_text("")
     assert results.is_current(tmp_path, first)
-    assert results.read(tmp_path) == {"identity": first}
+    assert json.loads((tmp_path / results.FILE).read_text()) == {"identity": first}
     with pytest.raises(ValueError, match="JSON"):
         results.write(tmp_path, {"value": float("nan")})
-    with pytest.raises(UserError, match="run `python -m experiments.evaluate`"):
-        results.read(tmp_path / "nowhere")
+
+
+def test_a_full_disk_is_named(made, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"evaluation.json: No space left"):
+        results.write(tmp_path, {})
+    with pytest.raises(UserError, match=r"report.html: No space left"):
+        report.write(tmp_path / "report.html", made)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_history_survives_a_torn_line(tmp_path):

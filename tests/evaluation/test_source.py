@@ -37,6 +37,11 @@ def test_clips_come_in_order_with_controls(world):
     assert len(np.unique(videos["blank"])) == 1
     single = videos["single"]
     assert (single == single[:, :1]).all()
+    trained = make(world, frame_control="single")
+    assert trained.frame_control == "single"
+    parts = [video[:valid] for valid, video in trained.clips("validation", "none", 7)]
+    np.testing.assert_array_equal(np.concatenate(parts), single)
+    np.testing.assert_array_equal(trained.frames("validation", [2])[2], single[2])
     for clip, mixed in zip(videos["none"], videos["shuffled"], strict=True):
         assert sorted(f.tobytes() for f in clip) == sorted(f.tobytes() for f in mixed)
 

@@ -23,8 +23,8 @@ def settings(**changes):
     return config
 
 
-def evaluator(kind, config=None, *, count=40, axes=None):
-    source = toy.ToySource(count)
+def evaluator(kind, config=None, *, count=40, axes=None, frame_control="none"):
+    source = toy.ToySource(count, frame_control)
     method = kind(source)
     mesh = make_mesh(axes or {"data": 2}, jax.devices()[:2])
     return Evaluator(method, None, config or settings(), mesh, source=source), source, method
@@ -63,12 +63,12 @@ def test_controls_fall_to_chance_and_gains_say_so(perfect):
         assert entry["value"] == pytest.approx(entry["chance"])
     blank = found["controls"]["blank"]["questions"]
     assert blank["balanced"]["value"] == pytest.approx(blank["balanced"]["chance"], abs=0.15)
-    assert found["gains"]["hard_over_single"]["value"] == pytest.approx(0.5)
-    assert found["gains"]["hard_over_shuffled"]["low"] >= 0.4
+    assert found["gains"]["hard_over_same_model_single"]["value"] == pytest.approx(0.5)
+    assert found["gains"]["hard_over_same_model_shuffled"]["low"] >= 0.4
     assert set(found["gains"]) == {
         "questions_over_blank",
-        "hard_over_single",
-        "hard_over_shuffled",
+        "hard_over_same_model_single",
+        "hard_over_same_model_shuffled",
     }
 
 
@@ -92,7 +92,7 @@ def test_clips_are_read_once_and_programs_compiled_once(perfect):
         ("hard", "shuffled", 40),
         ("hard", "single", 40),
         ("novel", "none", 40),
-        ("validation", "blank", 40),
+        ("validation", "blank", 1),  # grey clips are all the same
         ("validation", "none", 40),
     ]
     assert method.traces == 2
@@ -134,6 +134,41 @@ def test_quick_is_flat_and_small(perfect):
     assert max(limit for _, _, limit in source.passes) <= 40
 
 
+def test_a_model_of_less_is_evaluated_on_that_and_without_controls():
+    made, source, _ = evaluator(toy.Perfect, frame_control="single")
+    found = made.evaluate({}, {})
+    assert {control for _, control, _ in source.passes} == {"none"}  # nothing taken away twice
+    assert not {"controls", "gains"} & set(found)
+
+
+def test_unseen_combinations_have_a_count_of_their_own():
+    made, *_ = evaluator(toy.Perfect, settings(novel={"split": "novel", "count": 10}))
+    found = made.evaluate({}, {})
+    assert found["novel"]["zero_shot"]["labels"]["colour"]["accuracy"]["count"] == 10
+    assert found["zero_shot"]["labels"]["colour"]["accuracy"]["count"] == 40
+
+
+def test_hard_captions_are_known_beforehand_in_the_order_of_the_hits():
+    made, *_ = evaluator(toy.Perfect)
+    captions = made.hard_captions()
+    evidence = made.examine({}, {}).evidence["hard",]
+    assert [caption for _, caption, _ in captions] == evidence["captions"]
+    assert [group for _, _, group in captions] == evidence["groups"]
+    assert captions[0][0] == "hard-0"
+    assert evaluator(toy.Perfect, settings(hard=None))[0].hard_captions() == []
+
+
+class Diverged(toy.Perfect):
+    def embed(self, params, state, batch):
+        outputs = super().embed(params, state, batch)
+        return toy.Outputs(pooled={key: value * np.nan for key, value in outputs.pooled.items()})
+
+
+def test_a_diverged_model_is_named():
+    with pytest.raises(UserError, match="embedding of .* is not finite"):
+        evaluator(Diverged)[0].evaluate({}, {})
+
+
 def test_tasks_can_be_left_out():
     config = settings(hard=None, novel=None, zero_shot=None)
     made, *_ = evaluator(toy.Perfect, config)
@@ -153,6 +188,7 @@ def test_tasks_can_be_left_out():
         (lambda c: c.zero_shot.update(labels=("speed",), query="?"), "no class texts"),
         (lambda c: c.hard.update(split="novel"), "no group has two clips"),
         (lambda c: c.update(batch_size=0), "evaluation.batch_size is 0"),
+        (lambda c: c.update(bars=(("qestions.balanced", 0.5),)), "evaluation.bars has"),
     ],
 )
 def test_mistakes_are_named(change, message):

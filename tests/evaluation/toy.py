@@ -50,7 +50,8 @@ class ToySource:
     attributes = ATTRIBUTES
     caption_query = CAPTION
 
-    def __init__(self, count: int = 40):
+    def __init__(self, count: int = 40, frame_control: str = "none"):
+        self.frame_control = frame_control
         self.splits = {
             split: [record(i, split) for i in range(count)]
             for split in ("validation", "hard", "novel")

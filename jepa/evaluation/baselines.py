@@ -1,0 +1,142 @@
+"""Models that were trained with less, to compare with on the same hard clips.
+
+A baseline is a run of the same config but for `data.frame_control` (a single frame, or shuffled
+frames, in training and in evaluation), evaluated in a workdir of its own. An evaluation leaves in
+`evidence.json` which caption found its clip, so that two models can be compared caption by caption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jepa.data import storage
+from jepa.errors import UserError
+from jepa.evaluation import intervals, results
+
+FILE = "evidence.json"
+DIRECTORY = "baselines"
+
+
+# The captions of the hard groups: (key of the clip, caption, group) each.
+Captions = Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What the evaluation of a baseline left.
+
+    Attributes:
+      numbers: its evaluation.json.
+      captions: of the hard groups that it was evaluated on.
+      hits: what each caption earned, in [0, 1].
+    """
+
+    numbers: Mapping[str, Any]
+    captions: Captions
+    hits: Sequence[float]
+
+    @property
+    def identity(self) -> str:
+        """The identity of its evaluation; see `results.identity`."""
+        return str(self.numbers["identity"])
+
+
+def find(workdir: str | Path) -> dict[str, Path]:
+    """Returns the evaluated baselines of a run, `WORKDIR/baselines/NAME`, by name."""
+    paths = sorted((Path(workdir) / DIRECTORY).glob(f"*/{FILE}"))
+    return {
+        path.parent.name: path.parent for path in paths if (path.parent / results.FILE).is_file()
+    }
+
+
+def parse(arguments: Iterable[str]) -> dict[str, Path]:
+    """Returns name -> workdir for `NAME=WORKDIR` arguments.
+
+    Raises:
+      UserError: one is not of this form, or a name comes twice.
+    """
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, _, path = argument.partition("=")
+        if not path or not re.fullmatch(r"[a-z0-9_]+", name) or name in found:
+            raise UserError(
+                f"--baseline={argument}: write NAME=WORKDIR, each name once and of the letters "
+                "a-z, digits and _"
+            )
+        found[name] = Path(path)
+    return found
+
+
+def write(workdir: str | Path, identity: str, captions: Captions, hits: Sequence[float]) -> None:
+    """Writes `evidence.json`; UserError if the disk refuses."""
+    hard = {"captions": [list(row) for row in captions], "hits": [float(hit) for hit in hits]}
+    said = {"identity": identity, "hard": hard}
+    storage.write_atomically(Path(workdir) / FILE, json.dumps(said) + "\n")
+
+
+def read(name: str, workdir: str | Path) -> Baseline:
+    """Returns what the evaluation in `workdir` found.
+
+    Raises:
+      UserError: there is none, or it measured no hard groups.
+    """
+    directory = Path(workdir)
+    try:
+        numbers = json.loads((directory / results.FILE).read_text(encoding="utf-8"))
+        evidence = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        whole = evidence["identity"] == numbers["identity"]
+        found = Baseline(numbers, evidence["hard"]["captions"], evidence["hard"]["hits"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"baseline {name!r}: {directory} holds no evaluation of hard groups ({error}); run "
+            f"`python -m experiments.evaluate --workdir={directory}` with its config first"
+        ) from error
+    if not whole:
+        raise UserError(
+            f"baseline {name!r}: {FILE} and {results.FILE} in {directory} are of two evaluations; "
+            "evaluate it again"
+        )
+    return found
+
+
+def check(found: Mapping[str, Baseline], captions: Captions) -> None:
+    """Raises UserError if a baseline was evaluated on other clips or captions than these."""
+    wanted = [list(row) for row in captions]
+    for name, other in found.items():
+        if [list(row) for row in other.captions] != wanted:
+            raise UserError(
+                f"baseline {name!r} was evaluated on other hard clips; evaluate it with the same "
+                "data and evaluation.hard"
+            )
+
+
+def compare(
+    found: Mapping[str, Baseline], captions: Captions, hits: np.ndarray, *, seed: int
+) -> tuple[dict[str, Any], dict[str, intervals.Measure]]:
+    """Returns what `baselines` and `gains` of evaluation.json say of the baselines.
+
+    Args:
+      found: by name, checked.
+      captions: of the hard groups.
+      hits: `[N]` what each caption earned with the model that is compared.
+      seed: of the bootstrap.
+    """
+    described, gains = {}, {}
+    groups = np.array([group for _, _, group in captions])
+    for name, other in found.items():
+        described[name] = {
+            "frame_control": other.numbers.get("frame_control", "none"),
+            "checkpoint_step": other.numbers["checkpoint_step"],
+            "hard": other.numbers["hard"],
+        }
+        gains[f"hard_over_{name}_model"] = intervals.paired_gain(
+            hits, np.array(other.hits), groups, seed=seed
+        )
+    return described, gains
