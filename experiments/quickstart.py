@@ -195,8 +195,8 @@ def _has_data(path: str) -> bool:
 
 
 def _is_trained(directory: Path, config: ConfigDict) -> bool:
-    """Whether the last checkpoint is there, under its final name, hence complete."""
-    return (directory / "checkpoints" / str(config.train.steps)).is_dir()
+    """Whether the run has ended and its last checkpoint is as it left it."""
+    return workdirs.finished_step(directory) == config.train.steps
 
 
 def _is_evaluated(directory: Path, config: ConfigDict) -> bool:

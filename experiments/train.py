@@ -32,7 +32,9 @@ from jepa.training import features, loop, workdir
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 DEVICES = flags.DEFINE_integer(
-    "devices", None, "CPU devices to show JAX; by default what the config's mesh asks for."
+    "devices",
+    None,
+    "CPU devices to show JAX in each process; by default what the config's mesh asks for.",
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a pod or cluster (jax.distributed)."
@@ -47,13 +49,15 @@ def setup(config: ConfigDict, *, devices: int | None = None) -> None:
 
     Args:
       config: resolved.
-      devices: CPU devices; None for what the mesh multiplies to, if it says so.
+      devices: CPU devices of this process; None for its part of what the mesh multiplies to, if
+        it says so.
     """
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     sizes = list(config.mesh.values())
     if devices is None and all(size > 0 for size in sizes):
-        devices = math.prod(sizes)
+        # The mesh is over all processes; a remainder is for the check of the mesh to name.
+        devices = max(math.prod(sizes) // _process_count(), 1)
     if devices is not None:
         meshes.set_cpu_devices(devices)
     if not flags.FLAGS.is_parsed() or not flags.FLAGS["verbosity"].present:
@@ -63,6 +67,18 @@ def setup(config: ConfigDict, *, devices: int | None = None) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         log.addHandler(handler)
+
+
+def _process_count() -> int:
+    """Returns the number of processes, which `jax.process_count` can say only once it is too late.
+
+    Counting through JAX starts its backend, and the number of CPU devices is fixed by then.
+    """
+    if not jax.distributed.is_initialized():
+        return 1
+    from jax._src import distributed
+
+    return distributed.global_state.num_processes or 1
 
 
 def check_data(config: ConfigDict) -> None:
@@ -100,6 +116,9 @@ def main(
     """
     config = configs.resolve(config)
     workdir.check(directory, config)
+    if config.evaluation:
+        # A mistake there would otherwise show only when training is over.
+        suite.check(config.evaluation)
     check_data(config)
     setup(config, devices=devices)
     mesh = meshes.make_mesh(config.mesh)

@@ -6,7 +6,7 @@ Every check raises UserError with one sentence that names the key, the value and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -89,10 +89,12 @@ def default_train_config() -> ConfigDict:
       accumulate: micro-batches a step; see `TrainStep` for what that means to contrastive losses.
       log_every, save_every, eval_every: in steps; the last step logs, saves and evaluates too.
         `save_every=0` saves at the last step only, `eval_every=0` never evaluates.
-      keep_last: checkpoints to keep.
+      keep_last: checkpoints to keep; with one only, there is none to fall back to when it is
+        damaged.
       keep_best_metric, keep_best_mode: also keep the best checkpoint by this evaluation metric
         (`max` or `min`); an evaluation that beats the best so far is saved at once.
       profile_steps: (start, stop) to trace with the JAX profiler into WORKDIR/profile; () for none.
+        Steps that a resumed run has behind it are not traced.
       max_consecutive_skipped: the run stops when so many steps in a row were not finite (looked
         at when a line is logged or a checkpoint is due).
     """
@@ -104,7 +106,7 @@ def default_train_config() -> ConfigDict:
             "log_every": 50,
             "eval_every": 0,
             "save_every": 500,
-            "keep_last": 1,
+            "keep_last": 2,
             "keep_best_metric": config_dict.placeholder(str),
             "keep_best_mode": "max",
             "profile_steps": (),
@@ -283,6 +285,28 @@ def check_run(config: ConfigDict, method: Any, devices: int) -> None:
         resolved = config.copy_and_resolve_references()
         resolved.mesh.update(sizes)
         check_method(resolved)
+
+
+def check_best(config: ConfigDict, known: Iterable[str]) -> None:
+    """Checks that `train.keep_best_metric` names something that evaluation gives.
+
+    Args:
+      config: resolved.
+      known: names of metrics, or prefixes of them that end in `/`.
+
+    Raises:
+      UserError: it does not; the names are told.
+    """
+    metric, known = config.train.keep_best_metric, sorted(known)
+    if metric is None or any(
+        metric.startswith(name) if name.endswith("/") else metric == name for name in known
+    ):
+        return
+    names = ", ".join(f"{name}..." if name.endswith("/") else name for name in known)
+    raise UserError(
+        f"The config key 'train.keep_best_metric' is {metric!r}, which no evaluation gives; "
+        f"choose one of {names or 'none, there is no evaluation'}."
+    )
 
 
 def ema_schedule(config: ConfigDict) -> schedules.Schedule | None:

@@ -1,4 +1,4 @@
-"""A full disk, however deep below it is noticed, is the user's to mend."""
+"""A disk that takes nothing, however deep below it is noticed, is the user's to mend."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from jepa.errors import UserError
 
 _NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS,)
 _WORDS = ("no space left", "disk quota exceeded", "file too large", "enospc")
 
 
@@ -26,12 +27,17 @@ def is_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def room_for(directory: str | Path) -> Iterator[None]:
-    """Turns "no space left on device" into a UserError that names the directory."""
+    """Turns "no space left on device" and the like into a UserError that names the directory."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+            raise UserError(
+                f"{error.filename or directory} cannot be written ({error.strerror}); make it "
+                "writable, or choose another --workdir."
+            ) from error
         if not is_full(error):
             raise
         raise UserError(

@@ -6,6 +6,7 @@ program, `checkpoints` the saves, `report` the lines.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jepa.data.prefetch import prefetch
+from jepa.data.storage import storing
 from jepa.errors import UserError
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
@@ -116,8 +118,23 @@ def train(
       UserError: for a config that does not fit, a foreign workdir, a full disk, or too many
         steps that were not finite.
     """
+    with Stop() as stop, disk.room_for(directory), contextlib.ExitStack() as held:
+        return _train(config, directory, method, loader, mesh, evaluators or {}, stop, held)
+
+
+def _train(
+    config: ConfigDict,
+    directory: str | Path,
+    method: Method,
+    loader: TrainLoader,
+    mesh: Mesh,
+    evaluators: Mapping[str, Evaluator],
+    stop: Stop,
+    held: contextlib.ExitStack,
+) -> Result:
     clock, main = Clock(), jax.process_index() == 0
     configs.check_run(config, method, mesh.size)
+    configs.check_best(config, (f"{name}/" for name in evaluators))
     workdir.check(directory, config)
     steps, settings = config.train.steps, config.train
     step = make_step(config, method)
@@ -126,6 +143,7 @@ def train(
         method, step.optimizer, mesh, spec, seed=config.seed, dtype=config.dtype
     )
     if main:
+        held.enter_context(workdir.locked(directory))
         workdir.claim(directory, config)
     checkpoints = Checkpoints(
         Path(directory) / "checkpoints",
@@ -146,6 +164,8 @@ def train(
         progress.line(f"finished already: {directory} holds step {start} of {steps}")
         loader.close()
         checkpoints.close()
+        if main:
+            workdir.finish(directory, start)
         return Result(state, start, True, {}, None)
     if main:
         workdir.forget_after(directory, start)
@@ -158,9 +178,15 @@ def train(
     peak = flops.peak(list(mesh.devices.flat))
     progress.line(f"MFU is relative to {peak.label}: {(peak.flops or 0) / 1e12:.2f} TFLOP/s")
 
-    writer = metrics.make_writer(directory, start=start, main=main)
+    with storing(Path(directory)):
+        writer = metrics.make_writer(directory, start=start, main=main)
     stream = prefetch(loader, meshes.batch_sharding(mesh))
     profiler = Profiler(Path(directory) / "profile", settings.profile_steps)
+    if profiler.outside(start, steps):
+        progress.line(
+            f"train.profile_steps={tuple(settings.profile_steps)} are none of the steps "
+            f"{start + 1} to {steps} that are left: there will be no profile"
+        )
     clock.add("start", clock.wall())
     reporter = Reporter(
         writer=writer,
@@ -178,7 +204,7 @@ def train(
     def evaluate(done: int) -> dict[str, float]:
         values = {
             f"{name}/{key}": float(value)
-            for name, evaluator in (evaluators or {}).items()
+            for name, evaluator in evaluators.items()
             for key, value in evaluator(state).items()
         }
         if values:
@@ -197,9 +223,20 @@ def train(
         checkpoints.save(done, state, stream.state(), workdir.plain(config), evaluation)
 
     evaluation: dict[str, float] = {}
+    done, stopping = start, stop.requested(start)
     try:
-        with Stop() as stop, disk.room_for(directory):
-            for done in range(start + 1, steps + 1):
+        with disk.room_for(directory):
+            # A run that was told to stop left its last evaluation to us.
+            due = restored and not restored.evaluated and _due(start, settings.eval_every)
+            if due and not stopping:
+                with clock.on("evaluate"):
+                    evaluation = evaluate(start)
+                    replace = checkpoints.is_best(evaluation) and len(checkpoints.steps()) > 1
+                if replace:
+                    with clock.on("save"):
+                        save(start, evaluation)
+            while done < steps and not stopping:
+                done += 1
                 profiler.before(done)
                 begin = time.perf_counter()
                 batch = next(stream)
@@ -216,29 +253,35 @@ def train(
                 evaluate_now = _due(done, settings.eval_every) or (last and settings.eval_every > 0)
                 save_now = last or stopping or _due(done, settings.save_every)
                 fresh: dict[str, float] = {}
+                unknown = False
                 if evaluate_now or save_now:
                     with clock.on("step"):
                         reporter.flush()
-                if evaluate_now and not stopping:
+                if evaluate_now and (last or not stopping):
                     with clock.on("evaluate"):
                         fresh = evaluate(done)
                         evaluation = fresh or evaluation
-                        save_now = save_now or checkpoints.is_best(fresh)
+                        best = settings.keep_best_metric
+                        unknown = best is not None and best not in fresh
+                        save_now = save_now or unknown or checkpoints.is_best(fresh)
                 if save_now:
                     with clock.on("save"):
                         save(done, fresh)
-                if stopping and not last:
-                    break
+                if unknown:
+                    configs.check_best(config, fresh)
             with clock.on("save"):
                 checkpoints.wait()
                 writer.flush()
+                if main and done == steps:
+                    workdir.finish(directory, done)
     except UserError as error:
         raise UserError(f"{error} {_last_checkpoint(checkpoints)}") from error
     finally:
         _close(profiler, progress, stream, loader, writer, checkpoints)
 
     if done < steps:
-        progress.line(f"stopped by {stop.signal} at step {done}; saved, run again to go on")
+        saved = "saved, " if done else ""
+        progress.line(f"stopped by {stop.signal} at step {done}; {saved}run again to go on")
     progress.line(clock.summary())
     return Result(state, done, done == steps, evaluation, clock.goodput())
 

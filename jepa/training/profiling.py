@@ -16,9 +16,13 @@ class Profiler:
         """Notes what to trace; `steps` is (start, stop) or empty."""
         self._directory, self._steps, self._running = str(directory), tuple(steps), False
 
+    def outside(self, start: int, steps: int) -> bool:
+        """Returns whether none of the steps to trace is among `start < step <= steps`."""
+        return bool(self._steps) and (self._steps[1] <= start or self._steps[0] >= steps)
+
     def before(self, step: int) -> None:
-        """Starts the trace before the first of its steps."""
-        if self._steps and step == self._steps[0] + 1:
+        """Starts the trace before the first of its steps, or of those that are left of them."""
+        if self._steps and not self._running and self._steps[0] < step <= self._steps[1]:
             jax.profiler.start_trace(self._directory)
             self._running = True
 

@@ -12,12 +12,16 @@ from jepa.training import metrics as writers
 from jepa.training import progress as telling
 from jepa.training.flops import Peak
 
+# Of these a line tells the last value; of everything else the mean over the steps since the last.
+LAST = ("learning_rate", "skipped", "skipped_in_a_row")
+
 
 class Reporter:
     """Receives the metrics of every step and logs them at the configured interval.
 
     The host runs at most one step ahead of the devices: `after(k)` waits for step `k - 1`, whose
-    metrics are then read if they are due. Nothing is copied to the host in between.
+    metrics are then read if they are due. Means are added up on the devices, and nothing is copied
+    to the host in between.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Reporter:
         self._limit = max_consecutive_skipped
         self._held: tuple[int, dict[str, Any]] | None = None
         self._last_step = start
+        self._means = writers.Means()
         self._mark()
         self._log_when_due = writers.periodically(log_every, self._log, also=(start + 1, steps))
 
@@ -59,6 +64,7 @@ class Reporter:
         """Takes the metrics of `step`, not yet computed, and finishes those of the step before."""
         self._finish()
         self._held = (step, metrics)
+        self._means.add({name: x for name, x in metrics.items() if name not in LAST})
         self._progress.step()
 
     def flush(self) -> None:
@@ -75,7 +81,8 @@ class Reporter:
         self._log_when_due(step, metrics=metrics)
 
     def _log(self, *, step: int, metrics: dict[str, Any]) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now = jax.device_get({name: metrics[name] for name in LAST})
+        values = {**self._means.take(), **{name: float(value) for name, value in now.items()}}
         seconds = time.perf_counter() - self._since - (self._off_step() - self._other)
         done = step - self._last_step
         values["clips_per_second"] = done * self._batch / max(seconds, 1e-9)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
-import os
-from collections.abc import Mapping
+import logging
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jepa.data.storage import storing, write_atomically
 from jepa.errors import UserError
+
+log = logging.getLogger("jepa")
 
 # What may change between the start of a run and its resumption: how it is watched and kept, where
 # it runs and how long. Everything else decides the numbers.
@@ -92,15 +99,29 @@ def claim(workdir: str | Path, config: Any) -> None:
     write_atomically(Path(workdir) / "config.json", json.dumps(plain(config), indent=2) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+@contextlib.contextmanager
+def locked(workdir: str | Path) -> Iterator[None]:
+    """Holds the directory against a second run; the system lets go of it however the run ends.
+
+    Raises:
+      UserError: another run trains there, or the directory cannot be made.
+    """
+    path = Path(workdir) / ".lock"
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115 - closing it would give the lock back.
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"Another run is training in {workdir}; wait for it or choose another "
+                    "--workdir."
+                ) from error
+            # Some network and bucket file systems know no locks.
+            log.warning("%s cannot be locked (%s); start no second run there", path, error)
+        yield
 
 
 def forget_after(workdir: str | Path, step: int) -> None:
@@ -120,3 +141,39 @@ def forget_after(workdir: str | Path, step: int) -> None:
         if record["step"] <= step:
             kept.append(line)
     write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+_FINISHED = "finished.json"
+_HASHED = 16 * 2**20  # bytes at the beginning of each file; large ones are not read whole
+
+
+def finish(workdir: str | Path, step: int) -> None:
+    """Notes that the run has ended at `step`, and what the files of that checkpoint are."""
+    record = {"step": step, "files": _files(Path(workdir) / "checkpoints" / str(step))}
+    write_atomically(Path(workdir) / _FINISHED, json.dumps(record) + "\n")
+
+
+def finished_step(workdir: str | Path) -> int | None:
+    """Returns the step at which the run has ended, read without JAX or Orbax.
+
+    None if it has not, or if its last checkpoint is not whole any more; to train again then goes
+    on from an earlier one, or finds that all is well.
+    """
+    try:
+        record = json.loads((Path(workdir) / _FINISHED).read_text())
+        step, files = int(record["step"]), record["files"]
+        found = _files(Path(workdir) / "checkpoints" / str(step))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if files and found == files else None
+
+
+def _files(directory: Path) -> dict[str, list[int]]:
+    """Returns size and CRC of the first part of each file below a directory."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with open(path, "rb") as file:
+                crc = zlib.crc32(file.read(_HASHED))
+            found[path.relative_to(directory).as_posix()] = [path.stat().st_size, crc]
+    return found

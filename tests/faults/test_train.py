@@ -49,6 +49,7 @@ def failure(made, workdir, capsys):
         ({"data": {"paht": "x"}}, ("data.paht",)),
         ({"method": "jepa.methods.none.Such"}, ("config.method", "jepa.methods.none.Such")),
         ({"model__depht": 2}, ("model.depht",)),
+        ({"evaluation": {"retreival": 3}}, ("evaluation.retreival",)),
     ],
 )
 def test_mistakes_in_the_config(world, tmp_path, capsys, overrides, words):

@@ -129,3 +129,29 @@ def test_the_cpu_is_measured_and_says_so():
     found = flops.peak(jax.devices())
     assert "measured" in found.label
     assert 1e9 < found.flops < 1e14
+
+
+def test_a_moment_of_load_does_not_pass_for_a_slow_processor(monkeypatch):
+    now = [0.0]
+
+    def pass_time(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(flops.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(flops.time, "sleep", pass_time)
+    busy_until = 0.4
+    found = flops._fastest(lambda: pass_time(0.02 if now[0] >= busy_until else 0.2))
+    assert found == pytest.approx(0.02)
+    assert now[0] < 2.0
+
+
+def test_means_leave_out_what_is_not_finite_and_start_again():
+    means = metrics.Means()
+    for loss in (1.0, np.nan, 3.0):
+        values = {"loss": jax.numpy.asarray(loss), "bad": jax.numpy.asarray(np.inf)}
+        with jax.transfer_guard("disallow"):  # adding up stays on the devices
+            means.add(values)
+    taken = means.take()
+    assert taken["loss"] == 2.0 and np.isnan(taken["bad"])
+    means.add({"loss": jax.numpy.asarray(5.0)})
+    assert means.take() == {"loss": 5.0}
