@@ -28,5 +28,8 @@ def masked_mean(tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     """Scales `[..., D]` to unit length, in float32 at least; zeros stay zeros, with gradient 0."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # The bound is inside the root so that the gradient at zero is finite.
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), eps**2))
+    squares = jnp.sum(jnp.square(x), -1, keepdims=True)
+    # A zero passes no cotangent on, which the bounded root would multiply by 1 / eps. The bound is
+    # inside the root so that the gradient is finite there and the selection can drop it.
+    x = jnp.where(squares > 0, x, 0)
+    return x * jax.lax.rsqrt(jnp.maximum(squares, eps**2))
