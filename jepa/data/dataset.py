@@ -13,7 +13,7 @@ from typing import Any
 from array_record.python import array_record_module
 
 from jepa.data import schema
-from jepa.data.writer import DATASET_FILE, TEXTS_FILE, TOKENIZER_FILE
+from jepa.data.writer import DATASET_FILE, TEXTS_FILE
 from jepa.errors import UserError
 
 # Settings that ArrayRecord recommends for random access: no readahead, no thread pool.
@@ -156,11 +156,6 @@ class Dataset:
         entries = _texts(self.directory).values()
         found = {text for entry in entries for text in entry["queries"]}
         return sorted(found.union(self.caption_queries))
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The word-level tokenizer trained on this dataset's texts."""
-        return self.directory / TOKENIZER_FILE
 
 
 def _open_split(directory: Path, name: str, entry: dict[str, Any]) -> Split:

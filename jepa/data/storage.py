@@ -17,20 +17,30 @@ def storing(path: Path) -> Iterator[None]:
         yield
     # ArrayRecord reports every failure, a full disk among them, as RuntimeError.
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).split(";")[0]
+        strerror = error.strerror if isinstance(error, OSError) else None
+        reason = strerror or str(error).split(";")[0]
         raise UserError(
             f"cannot write {path}: {reason}; free space or make the directory writable, then run "
             "the same command again, which goes on where this one stopped"
         ) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that it is whole or absent, whatever happens meanwhile."""
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a small file so that it is whole or as it was before, whatever happens meanwhile.
+
+    Args:
+        path: Of the file; its directory is made where it is absent.
+        content: Text, written as UTF-8, or bytes.
+
+    Raises:
+        UserError: the operating system refuses, e.g. because the disk is full.
+    """
+    path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
             sync(partial)
             os.replace(partial, path)
             sync(path.parent)

@@ -113,7 +113,7 @@ def test_given_attributes_are_kept(tmp_path):
 
 def test_tokenizer_knows_every_word_and_nothing_else(tmp_path):
     dataset = write(tmp_path, (2,))
-    tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path))
+    tokenizer = tokenizers.Tokenizer.from_file(str(dataset.directory / "tokenizer.json"))
     assert tokenizer.get_vocab()["[PAD]"] == 0
     assert tokenizer.get_vocab()["[UNK]"] == 1
     encoded = tokenizer.encode("BALL 1 falls, what happens? zebra")
@@ -301,3 +301,19 @@ def test_tensorflow_stays_out():
     code = "import sys, jepa.data.dataset, jepa.data.build; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_small_files_are_whole_or_as_they_were(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file"
+    storage.write_atomically(str(path), "é\n")
+    assert path.read_bytes() == "é\n".encode()
+    storage.write_atomically(path, b"\xff\x00")
+    assert path.read_bytes() == b"\xff\x00" and names(path.parent) == ["file"]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage.os, "replace", full)
+    with pytest.raises(UserError, match="No space left"):
+        storage.write_atomically(path, "other")
+    assert path.read_bytes() == b"\xff\x00" and names(path.parent) == ["file"]
