@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import av
 import numpy as np
@@ -190,10 +191,18 @@ def _reformatter() -> VideoReformatter:
 
 
 def _planes(frame: av.VideoFrame) -> Planes:
-    array = frame.to_ndarray()
+    """Planes of an rgb24 or yuv420p frame; views of its memory (which they keep) where they can."""
     if frame.format.name == "rgb24":
-        return {"rgb": array}
+        return {"rgb": frame.to_ndarray()}
     height, width = frame.height, frame.width
-    flat = array.reshape(-1)
-    chroma = flat[height * width :].reshape(2, height // 2, width // 2)
-    return {"y": array[:height], "uv": np.stack([chroma[0], chroma[1]], axis=-1)}
+    # `to_ndarray` would join the planes (a copy), only to have them taken apart again.
+    luma, *chroma = frame.planes
+    uv = np.empty((height // 2, width // 2, 2), np.uint8)
+    for channel, plane in enumerate(chroma):
+        uv[..., channel] = _view(plane, height // 2, width // 2)
+    return {"y": _view(luma, height, width), "uv": uv}
+
+
+def _view(plane: Any, height: int, width: int) -> np.ndarray:
+    # Lines are padded to what the decoder's vector instructions like.
+    return np.frombuffer(plane, np.uint8).reshape(height, -1)[:, :width]

@@ -63,3 +63,16 @@ def test_mirroring_twice_is_nothing_and_once_swaps_sides(pixels):
     for name, plane in planes.items():
         np.testing.assert_array_equal(once[name][:, 0], plane[:, -1])
         np.testing.assert_array_equal(transforms.flip(once)[name], plane)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (18, 34), (50, 98)])
+def test_planes_are_the_frame_without_the_padding_of_its_lines(height, width):
+    frame = av.VideoFrame.from_ndarray(pictures(2, height, width)[1], "rgb24")
+    frame = frame.reformat(format="yuv420p", dst_colorspace=5, dst_color_range=1)
+    planes = transforms.native(frame)
+    joined = frame.to_ndarray().reshape(-1)
+    y, u, v = np.split(joined, [height * width, height * width * 5 // 4])
+    shape = height // 2, width // 2
+    np.testing.assert_array_equal(planes["y"], y.reshape(height, width))
+    np.testing.assert_array_equal(planes["uv"][..., 0], u.reshape(shape))
+    np.testing.assert_array_equal(planes["uv"][..., 1], v.reshape(shape))
