@@ -12,22 +12,26 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jepa.data.storage import storing
 from jepa.errors import UserError
 
 _META = "meta.json"
 
 
 @contextlib.contextmanager
-def new_directory(path: Path, *, replace: bool) -> Iterator[Path]:
+def new_directory(path: Path, *, stays: Callable[[], bool]) -> Iterator[Path]:
     """Write a directory that appears at `path` complete or not at all.
 
-    Where several processes make the same one, the first stays, unless `replace`.
+    Args:
+        path: Of the directory.
+        stays: Asked at the end where there is one already: whether it is kept (another process
+            made the same one meanwhile) or replaced (it is damaged, or of another kind).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -35,17 +39,18 @@ def new_directory(path: Path, *, replace: bool) -> Iterator[Path]:
         yield temporary
         # mkdtemp makes it private; a dataset is shared like the files beside it.
         temporary.chmod(0o755)
-        if replace and path.exists():
+        if path.exists():
+            if stays():
+                return
             old = temporary.with_name(temporary.name + "-old")
-            os.rename(path, old)
-            os.rename(temporary, path)
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                os.rename(path, old)
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            try:
-                os.rename(temporary, path)
-            except OSError:
-                if not path.exists():
-                    raise
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if not (path.exists() and stays()):
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -80,7 +85,7 @@ class TextFeatures:
     """
 
     def __init__(self, path: str | Path):
-        """Open; raises UserError when there is no complete set at `path`."""
+        """Open; raises UserError when there is no complete and undamaged set at `path`."""
         self.path = Path(path)
         meta = read_meta(self.path)
         if meta is None or meta.get("kind") != "text_features":
@@ -90,11 +95,20 @@ class TextFeatures:
             )
         self.fingerprint: str = meta["fingerprint"]
         self.width: int = meta["width"]
+        self._shape = meta["count"], meta["width"]
         self._open()
 
     def _open(self) -> None:
-        self._index = np.load(self.path / "index.npy", mmap_mode="r")
-        self._features = np.load(self.path / "features.npy", mmap_mode="r")
+        try:
+            self._index = np.load(self.path / "index.npy", mmap_mode="r")
+            self._features = np.load(self.path / "features.npy", mmap_mode="r")
+            if (*self._index.shape, *self._features.shape[1:]) != self._shape:
+                raise ValueError(f"they are not {self._shape[0]} vectors of {self._shape[1]}")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"the text features in {self.path} are damaged ({error}); delete that directory "
+                "and compute them again"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_index", "_features")}
@@ -110,10 +124,14 @@ class TextFeatures:
     def write(
         path: str | Path, texts: Sequence[str], features: np.ndarray, fingerprint: str
     ) -> TextFeatures:
-        """Write float16 or float32 `features` [N, F] of N texts, atomically; replaces older ones.
+        """Write float16 or float32 `features` [N, F] of N texts, atomically.
+
+        Replaces what lies there, unless it is whole and says the same `fingerprint`: of several
+        processes that compute the same features the first one's stay.
 
         Raises:
-            UserError: the counts differ, a value is not finite, or the type is another.
+            UserError: the counts differ, a value is not finite, the type is another, or the disk
+                refuses.
         """
         features = np.asarray(features)
         if features.ndim != 2 or len(features) != len(texts):
@@ -125,7 +143,11 @@ class TextFeatures:
         if not np.isfinite(features).all():
             raise UserError("text features hold values that are not finite")
         index, first = np.unique(_keys(texts), return_index=True)
-        with new_directory(Path(path), replace=True) as directory:
+        path = Path(path)
+        with (
+            storing(path),
+            new_directory(path, stays=lambda: TextFeatures.whole(path, fingerprint)) as directory,
+        ):
             np.save(directory / "index.npy", index)
             np.save(directory / "features.npy", features[first])
             write_meta(
@@ -136,6 +158,14 @@ class TextFeatures:
                 width=features.shape[1],
             )
         return TextFeatures(path)
+
+    @staticmethod
+    def whole(path: str | Path, fingerprint: str) -> bool:
+        """Whether complete and undamaged features with this fingerprint lie at `path`."""
+        try:
+            return TextFeatures(path).fingerprint == fingerprint
+        except UserError:
+            return False
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Features of B texts, float32 [B, F]; UserError naming one that has none."""
@@ -148,7 +178,3 @@ class TextFeatures:
                 "features of this dataset's texts again"
             )
         return self._features[rows].astype(np.float32)
-
-    def lookup(self, text: str) -> np.ndarray:
-        """Features of one text, float32 [F]; UserError when it has none."""
-        return self([text])[0]

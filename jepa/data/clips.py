@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import abc
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
-import math
 import os
-import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tqdm
 from absl import logging
 
 from jepa.data import cache, decode, sampling, transforms
 from jepa.data.config import DataConfig
+from jepa.data.jobs import Progress
 from jepa.data.sampling import Purpose
 from jepa.data.schema import Record
+from jepa.data.stores import Files, Memory
 from jepa.data.transforms import Planes
 from jepa.errors import UserError
 
 _BUILD_CHUNK = 64
+# Of fewer records, a share of unreadable ones says little about the dataset.
+_FAIR_SAMPLE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,26 +154,53 @@ class CachedClips(Clips):
         self._records: list[Record] = []
         self.bad: dict[int, str] = {}
         if directory is None:
-            self._build(_Memory())
+            self._build(Memory())
             return
         path = directory / f"{split.name}-{self._fingerprint()}"
-        meta = cache.read_meta(path)
-        if meta is None:
+        found = self._read(path)
+        if found is None:
+            if path.exists():
+                logging.warning("%s is damaged; its clips are decoded again", path)
             try:
-                with cache.new_directory(path, replace=False) as temporary:
-                    self._build(_Files(temporary))
+                with cache.new_directory(path, stays=lambda: self._read(path) is not None) as new:
+                    self._build(Files(new))
             except OSError as error:
                 raise UserError(
                     f"data.cache is 'disk', but {path} cannot be written ({error}); make room "
                     "there or set it to 'memory' or 'none'"
                 ) from error
-            meta = cache.read_meta(path)
-        assert meta is not None
-        self.bad = {int(number): reason for number, reason in meta["bad"].items()}
+            found = self._read(path)
+        if found is None:
+            raise UserError(
+                f"data.cache is 'disk', but {path} cannot be read back; delete it, or set it to "
+                "'memory' or 'none'"
+            )
+        self.bad, table, planes = found
         if not self._records:
             self._records = [split.record(i, video=False) for i in range(len(split))]
-        table = np.load(path / "clips.npy")
-        self._set(table, {n: np.load(path / f"{n}.npy", mmap_mode="r") for n in self._names})
+        self._set(table, planes)
+
+    def _read(self, path: Path) -> tuple[dict[int, str], np.ndarray, Planes] | None:
+        """(bad, table, planes) of the cache at `path`, or None unless it is whole.
+
+        NumPy refuses to map a file that is shorter than its header says.
+        """
+        meta = cache.read_meta(path)
+        if meta is None:
+            return None
+        try:
+            bad = {int(number): str(reason) for number, reason in meta["bad"].items()}
+            table = np.load(path / "clips.npy")
+            planes = {n: np.load(path / f"{n}.npy", mmap_mode="r") for n in self._names}
+        except (OSError, ValueError, EOFError, KeyError, AttributeError):
+            return None
+        if table.shape != (len(self.split), 3):
+            return None
+        counts, heights, widths = table.T
+        length = int((counts * heights * widths if self._native else counts).sum())
+        halves = {"uv": 2} if self._native else {}  # half as many bytes as "y", laid out flat
+        whole = all(len(p) == length // halves.get(n, 1) for n, p in planes.items())
+        return (bad, table, planes) if whole else None
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -245,20 +271,14 @@ class CachedClips(Clips):
             for name, plane in cropped.items():
                 out[name][row, time] = plane
 
-    def _build(self, store: _Memory | _Files) -> None:
+    def _build(self, store: Memory | Files) -> None:
         table = np.zeros((len(self.split), 3), np.int64)
         self._records = [self.split.record(i, video=False) for i in range(len(self.split))]
         self._check_room(store)
-        logging.info("decoding the %d clips of %r once", len(self.split), self.split.name)
         numbers = range(len(self.split))
         with (
             concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-            tqdm.tqdm(
-                total=len(numbers),
-                desc=f"decoding {self.split.name}",
-                unit="clip",
-                disable=not sys.stderr.isatty(),
-            ) as bar,
+            Progress(f"decoding {self.split.name} once", len(numbers), "clip") as progress,
         ):
             for begin in range(0, len(numbers), _BUILD_CHUNK):
                 chunk = numbers[begin : begin + _BUILD_CHUNK]
@@ -269,7 +289,7 @@ class CachedClips(Clips):
                         shape = next(iter(planes.values())).shape
                         table[number] = shape[:3]
                         store.add(planes, flat=self._native)
-                    bar.update()
+                    progress.add(1)
         check_unreadable(self.bad.values(), len(self.split), self.view.config.max_bad_fraction)
         self._set(table, store.finish(table, self.bad))
 
@@ -285,7 +305,7 @@ class CachedClips(Clips):
             return f"{record.key}: {error}"
         return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
 
-    def _check_room(self, store: _Memory | _Files) -> None:
+    def _check_room(self, store: Memory | Files) -> None:
         per_pixel = 3.0 if self._pixels == "rgb" else 1.5
         need = 0.0
         for record in self._records:
@@ -300,84 +320,24 @@ class CachedClips(Clips):
             )
 
 
-def check_unreadable(reasons: Iterable[str], records: float, fraction: float) -> None:
-    """Raise UserError, naming some, when more than `fraction` of `records` are unreadable."""
+def check_unreadable(
+    reasons: Iterable[str], records: int, fraction: float, *, seen: int | None = None
+) -> None:
+    """Raise UserError, naming some, when too many of a dataset's records are unreadable.
+
+    Args:
+        reasons: Why, one for each unreadable record.
+        records: In the dataset.
+        fraction: The share of them that may be unreadable.
+        seen: How many of them were read so far; all by default. The share is of these, but of at
+            least 1000 where the dataset has so many.
+    """
     reasons = list(reasons)
+    if seen is not None:
+        records = min(records, max(seen, _FAIR_SAMPLE))
     if len(reasons) > fraction * records:
         raise UserError(
-            f"{len(reasons)} of {records:.0f} records cannot be decoded, more than "
+            f"{len(reasons)} of {records} records cannot be decoded, more than "
             f"data.max_bad_fraction={fraction} allows: {'; '.join(reasons[:3])}; repair or remove "
             "them, or raise the limit"
         )
-
-
-class _Memory:
-    """Collects planes in memory."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[np.ndarray]] = {}
-
-    def room(self) -> float:
-        """Bytes that may be taken: half of what is free, as joining the parts copies them."""
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-                if line.startswith("MemAvailable:"):
-                    return float(line.split()[1]) * 1024 / 2
-        return math.inf  # no such file outside Linux; a set that is too large will say so itself
-
-    def add(self, planes: Planes, *, flat: bool) -> None:
-        """Append a clip."""
-        for name, plane in planes.items():
-            self._parts.setdefault(name, []).append(plane.reshape(-1) if flat else plane)
-
-    def finish(self, table: np.ndarray, bad: dict[int, str]) -> Planes:
-        """Join the planes."""
-        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
-
-
-class _Files:
-    """Writes planes to `.npy` files in a directory as they come."""
-
-    def __init__(self, directory: Path):
-        self._directory = directory
-        self._raw: dict[str, Any] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._lengths: dict[str, int] = {}
-
-    def room(self) -> float:
-        """Free bytes."""
-        return float(shutil.disk_usage(self._directory).free)
-
-    def add(self, planes: Planes, *, flat: bool) -> None:
-        """Append a clip."""
-        for name, plane in planes.items():
-            part = plane.reshape(-1) if flat else plane
-            if name not in self._raw:
-                self._raw[name] = open(self._directory / f"{name}.npy", "wb")  # noqa: SIM115
-                self._raw[name].write(bytes(_HEADER))
-                self._shapes[name], self._lengths[name] = part.shape[1:], 0
-            self._raw[name].write(np.ascontiguousarray(part).data)
-            self._lengths[name] += len(part)
-
-    def finish(self, table: np.ndarray, bad: dict[int, str]) -> Planes:
-        """Write the headers, the table and, last, the description."""
-        for name, file in self._raw.items():
-            file.seek(0)
-            file.write(_npy_header((self._lengths[name], *self._shapes[name])))
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        np.save(self._directory / "clips.npy", table)
-        cache.write_meta(self._directory, kind="clips", bad=bad, clips=len(table))
-        paths = {name: self._directory / f"{name}.npy" for name in self._raw}
-        return {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
-
-
-_HEADER = 128
-
-
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """A version 1.0 `.npy` header of a uint8 array, padded to a fixed length."""
-    said = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    body = said.ljust(_HEADER - 11) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body

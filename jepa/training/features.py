@@ -10,44 +10,55 @@ F features of a text, L tokens.
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Sequence
+import re
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from ml_collections import ConfigDict
 
-from jepa.data.cache import TextFeatures, read_meta
+from jepa.data import images
+from jepa.data.cache import TextFeatures
 from jepa.data.config import DataConfig
 from jepa.data.dataset import Dataset
+from jepa.data.jobs import Progress
 from jepa.data.tokenize import Tokenizer, find_tokenizer
+from jepa.errors import UserError
 from jepa.methods.base import Method
 
 BATCH = 256
 LENGTHS = (8, 12, 16, 24)  # texts are padded to the next of these, so that few programs compile
+
+Encode = Callable[[Any, Any, Any], jax.Array]
 
 
 def cache_text_features(data: ConfigDict, method: Method) -> ConfigDict:
     """Returns `data` with `text_features` set, having computed what was missing.
 
     Does nothing unless the method offers `cached_text_tower`: (pretrained parameters, jittable
-    function of them, ids `[B, L]` and mask `[B, L]` that gives `[B, F]`).
+    function of them, ids `[B, L]` and mask `[B, L]` that gives `[B, F]`). Nor where a source is a
+    TFDS set, whose texts are not listed anywhere: the tower then runs in every step.
+
+    Raises:
+      UserError: a dataset has no texts, or its directory cannot be written.
     """
     tower = getattr(method, "cached_text_tower", lambda: None)()
     if tower is None or data.get("text_features"):
         return data
     params, encode = tower
     parsed = DataConfig.parse(data)
-    directories = [path for path, _ in parsed.sources if not path.startswith("tfds:")]
-    texts = sorted({t for d in directories for t in Dataset.open(d).split(parsed.split).texts()})
+    directories = [path for path, _ in parsed.sources]
+    if any(path.startswith(images.PREFIX) for path in directories):
+        return data
+    texts = _texts(directories, parsed.split)
     tokenizer = Tokenizer(find_tokenizer(parsed.tokenizer, directories[0]), parsed.text_length)
-    fingerprint = _fingerprint(params, tokenizer, texts)
+    fingerprint = _fingerprint(encode, params, tokenizer, texts)
     path = Path(directories[0]) / "cache" / f"text_features-{fingerprint[:16]}"
-    meta = read_meta(path)
-    if meta is None or meta.get("fingerprint") != fingerprint:
+    if not TextFeatures.whole(path, fingerprint):
+        _check_writable(path.parent)
         features = _embed(jax.jit(encode), params, tokenizer, texts)
         TextFeatures.write(path, texts, features, fingerprint)
     data = data.copy_and_resolve_references()
@@ -56,10 +67,40 @@ def cache_text_features(data: ConfigDict, method: Method) -> ConfigDict:
     return data
 
 
-def _fingerprint(params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> str:
+def _texts(directories: Sequence[str], split: str) -> list[str]:
+    """Distinct texts of the datasets, sorted; UserError naming one that has none."""
+    texts: set[str] = set()
+    for directory in directories:
+        own = Dataset.open(directory).split(split).texts()
+        if not own:
+            raise UserError(
+                f"the split {split!r} of {directory} has no caption and no answer, which this "
+                "method learns from; add them and prepare the dataset again, or name another one"
+            )
+        texts.update(own)
+    return sorted(texts)
+
+
+def _check_writable(directory: Path) -> None:
+    """Raises UserError before the work of minutes, not after it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"the features of a dataset's texts are kept beside it, but {directory} cannot be "
+            f"written ({error.strerror or error}); free space or make it writable, or copy the "
+            "dataset to where it is"
+        ) from error
+
+
+def _fingerprint(encode: Encode, params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> str:
+    """Of all that decides the features: the program, its types, the weights and the inputs."""
     digest = hashlib.sha256()
+    digest.update(f"2 {jax.default_backend()} {_program(encode, params)}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).data)
     digest.update(tokenizer.path.read_bytes())
     digest.update(str(tokenizer.length).encode())
@@ -67,30 +108,32 @@ def _fingerprint(params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> str
     return digest.hexdigest()
 
 
-def _embed(encode: Any, params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+def _program(encode: Encode, params: Any) -> str:
+    """The tower as JAX traces it: what it computes and in which types, e.g. bfloat16."""
+    ids = jax.ShapeDtypeStruct((1, LENGTHS[0]), np.int32)
+    mask = jax.ShapeDtypeStruct((1, LENGTHS[0]), np.bool_)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    # Functions that are parameters of an operation are printed with their addresses.
+    return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(encode)(shapes, ids, mask)))
+
+
+def _embed(encode: Encode, params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """Features `[len(texts), F]`, float32; short texts run in short batches."""
     tokens = tokenizer(texts)
     lengths = tokens["mask"].sum(axis=1)
     params = jax.device_put(params)
-    features: np.ndarray | None = None
-    bar = tqdm.tqdm(
-        total=len(texts), desc="text features", unit="text", disable=not sys.stderr.isatty()
-    )
-    if not sys.stderr.isatty():
-        print(f"text features: embedding {len(texts)} texts once", file=sys.stderr, flush=True)
+    features = np.empty((0, 0), np.float32)
     low = 0
-    for high in sorted({min(length, tokenizer.length) for length in (*LENGTHS, tokenizer.length)}):
-        rows = np.flatnonzero((lengths > low) & (lengths <= high))
-        low = high
-        for start in range(0, len(rows), BATCH):
-            chosen = rows[start : start + BATCH]
-            padded = np.resize(chosen, BATCH)  # every batch has one shape; the surplus repeats
-            out = encode(params, tokens["ids"][padded, :high], tokens["mask"][padded, :high])
-            out = np.asarray(out, np.float32)[: len(chosen)]
-            if features is None:
-                features = np.empty((len(texts), out.shape[1]), np.float32)
-            features[chosen] = out
-            bar.update(len(chosen))
-    bar.close()
-    assert features is not None, "a dataset without texts has no features to ask for"
+    with Progress("embedding the texts once", len(texts), "text") as progress:
+        for high in sorted({min(n, tokenizer.length) for n in (*LENGTHS, tokenizer.length)}):
+            rows = np.flatnonzero((lengths > low) & (lengths <= high))
+            low = high
+            for start in range(0, len(rows), BATCH):
+                chosen = rows[start : start + BATCH]
+                padded = np.resize(chosen, BATCH)  # every batch has one shape; the surplus repeats
+                out = encode(params, tokens["ids"][padded, :high], tokens["mask"][padded, :high])
+                if not features.size:
+                    features = np.empty((len(texts), out.shape[1]), np.float32)
+                features[chosen] = np.asarray(out, np.float32)[: len(chosen)]
+                progress.add(len(chosen))
     return features
