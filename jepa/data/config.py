@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import numbers
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -20,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 _POSITIVE = ("frames", "size", "query_length", "text_length", "pairs_per_clip")
 _NOT_NEGATIVE = ("workers", "threads")
+_MOST_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +66,9 @@ class DataConfig:
         cache: Decode every clip once and keep it uncompressed in "memory", or on "disk" under
             the dataset's directory. Meant for small sets.
         workers: Processes that read ahead; 0 for threads in this process.
-        threads: Threads that read ahead when `workers` is 0; 0 for one a CPU core, or one
-            altogether when the clips are cached.
+        threads: Threads that read ahead when `workers` is 0, each one a whole batch of this host,
+            so that batches take memory by their number. 0 for one a CPU core but at most 8, or one
+            altogether when the clips are cached; on hosts with many cores raise `workers` first.
         frame_control: Takes information out of the video, for comparisons: "single" repeats one
             random frame, "shuffled" permutes the frames, "blank" leaves mid-grey.
         max_bad_fraction: Share of records that may be unreadable before loading stops.
@@ -111,16 +115,23 @@ class DataConfig:
         known = {field.name for field in dataclasses.fields(DataConfig)}
         values = dict(config.items())
         check_known("data", values, known)
+        for key in ("path", "text_features"):
+            if isinstance(values.get(key), os.PathLike):
+                values[key] = os.fspath(values[key])
         for key in ("caption_levels", "caption_query"):
             if isinstance(values.get(key), str):
                 values[key] = (values[key],) if values[key] else ()
-        for key in ("mixture", "caption_levels", "caption_query", "crop_scale", "crop_ratio"):
+        for key in ("mixture", "caption_levels", "caption_query"):
             if key in values:
-                values[key] = tuple(values[key] or ())
+                values[key] = values[key] or ()
+        values["path"] = values.get("path") or ""
+        values["text_features"] = values.get("text_features") or None
+        for key, value in values.items():
+            _check_type(key, value)
+            if isinstance(value, list | tuple):
+                values[key] = _tuple(value)
         if "tasks" in values:
             values["tasks"] = {key: float(weight) for key, weight in values["tasks"].items()}
-        values["text_features"] = values.get("text_features") or None
-        values["mixture"] = tuple((str(p), float(w)) for p, w in values.get("mixture", ()))
         made = DataConfig(**values)
         made._check()
         return made
@@ -131,6 +142,13 @@ class DataConfig:
         pairs = self.mixture or ((self.path, 1.0),)
         total = sum(weight for _, weight in pairs)
         return tuple((path, weight / total) for path, weight in pairs)
+
+    @property
+    def reading_threads(self) -> int:
+        """Threads that read ahead in a process: `threads`, or what 0 stands for."""
+        if self.threads:
+            return self.threads
+        return min(os.cpu_count() or 1, _MOST_THREADS) if self.cache == "none" else 1
 
     def _check(self) -> None:
         def demand(holds: bool, key: str, mend: str) -> None:
@@ -166,6 +184,63 @@ class DataConfig:
             "with data.cache the frames lie ready, so it must be 0",
         )
         demand(0 <= self.max_bad_fraction < 1, "max_bad_fraction", "it must be in [0, 1)")
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _sequence(value: Any, holds: Callable[[Any], bool], length: int | None = None) -> bool:
+    if not isinstance(value, list | tuple) or length not in (None, len(value)):
+        return False
+    return all(holds(item) for item in value)
+
+
+def _pair(value: Any) -> bool:
+    return _sequence(value, lambda _: True, 2) and isinstance(value[0], str) and _number(value[1])
+
+
+def _weights(value: Any) -> bool:
+    if not isinstance(value, Mapping | ml_collections.ConfigDict):
+        return False
+    return all(isinstance(key, str) and _number(weight) for key, weight in value.items())
+
+
+# What the value of a field must be, by the annotation of the field.
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (lambda v: isinstance(v, str), "a string"),
+    "str | None": (lambda v: v is None or isinstance(v, str), "a string or None"),
+    "bool": (lambda v: isinstance(v, bool), "True or False"),
+    "int": (_integer, "an integer"),
+    "float": (_number, "a number"),
+    "float | None": (lambda v: v is None or _number(v), "a number or None"),
+    "tuple[float, float]": (lambda v: _sequence(v, _number, 2), "two numbers"),
+    "tuple[str, ...]": (
+        lambda v: _sequence(v, lambda item: isinstance(item, str)),
+        "a string or a tuple of strings",
+    ),
+    "tuple[tuple[str, float], ...]": (
+        lambda v: _sequence(v, _pair),
+        "a tuple of (path, weight) pairs",
+    ),
+    "Mapping[str, float]": (_weights, "a weight for each task, such as {'caption': 1.0}"),
+}
+_FIELDS = {field.name: str(field.type) for field in dataclasses.fields(DataConfig)}
+
+
+def _check_type(key: str, value: Any) -> None:
+    """Raise UserError unless `value` is of the type of the field `key`."""
+    holds, wanted = _TYPES[_FIELDS[key]]
+    if not holds(value):
+        raise UserError(f"data.{key} is {value!r}; it must be {wanted}")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def default_data_config() -> ml_collections.ConfigDict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -61,10 +60,11 @@ class EvalSet:
         The last batch is padded with mid-grey clips, so that every batch has the same shape.
 
         Raises:
-            UserError: more than `data.max_bad_fraction` of the split cannot be decoded.
+            UserError: more than `data.max_bad_fraction` of the clips cannot be decoded (of at
+                least 1000, where the split has so many).
         """
         starts = range(0, len(self), batch_size)
-        threads = 1 if self._config.cache != "none" else os.cpu_count() or 1
+        threads = self._config.reading_threads
         with ThreadPoolExecutor(threads) as pool:
             ahead: deque[Any] = deque()
             for start in starts:
@@ -92,5 +92,10 @@ class EvalSet:
             if number not in self.unreadable:
                 logging.warning("unreadable, its clip is grey in this evaluation: %s", reason)
         self.unreadable.update(reasons)
-        check_unreadable(self.unreadable.values(), len(self), self._config.max_bad_fraction)
+        check_unreadable(
+            self.unreadable.values(),
+            len(self._clips),
+            self._config.max_bad_fraction,
+            seen=len(self),
+        )
         return valid, video

@@ -11,7 +11,6 @@ B global batch, b = B / hosts rows of this host.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,9 +25,8 @@ from jepa.data.config import DataConfig
 from jepa.data.sampling import Purpose
 from jepa.errors import UserError
 
-# Below so many samples drawn, a share of unreadable ones says little about the dataset.
-_FAIR_SAMPLE = 1000
 _POSITION = "position"
+_DIGESTS = "digests"
 _ENDLESS = 1 << 50
 _SMALL = 1 << 16
 
@@ -136,6 +134,7 @@ class TrainLoader:
         self._offset = process_index * self._rows
         self._position = 0
         self._records = sum(len(clips) for clips in assembler.clips)
+        self._digests = [str(clips.split.digest) for clips in assembler.clips]
         self._iterator: Any = None
         self.unreadable: dict[str, str] = {}
         self.element_spec = _structs(assemble.spec(config, assembler.texts, self._rows))
@@ -151,14 +150,36 @@ class TrainLoader:
         self._note(unreadable)
         return batch
 
-    def state(self) -> dict[str, int]:
-        """Samples that the batches handed out so far took from the global order, on all hosts."""
-        return {_POSITION: self._position}
+    @property
+    def vocabulary(self) -> dict[str, int | None]:
+        """One more than the largest token id of the streams `query` and `text`.
 
-    def restore(self, state: Mapping[str, int]) -> None:
-        """Go on from a `state()`, whatever host it came from and however many there were."""
+        None for a stream that brings cached features instead of ids. A model whose table of tokens
+        is smaller than this would look up rows that it does not have.
+        """
+        texts = self._assembler.texts
+        return {
+            "query": texts.query.vocabulary_size,
+            "text": texts.target.vocabulary_size if texts.features is None else None,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """JSON that `restore` goes on from, the same on all hosts.
+
+        `position`, the one number that moves: samples that the batches handed out so far took from
+        the global order, on all hosts. `digests`: of the splits that they come from.
+        """
+        return {_POSITION: self._position, _DIGESTS: list(self._digests)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state()`, whatever host it came from and however many there were.
+
+        Raises:
+            UserError: it is no state, or a dataset is not the one that it came from.
+        """
         if _POSITION not in state or int(state[_POSITION]) < 0:
             raise UserError(f"{dict(state)} is no state of a loader; the checkpoint is damaged")
+        self._check_digests(state.get(_DIGESTS))
         self.close()
         self._position = int(state[_POSITION])
 
@@ -184,9 +205,7 @@ class TrainLoader:
             self._offset,
             self._rows,
         )
-        threads = config.threads or (os.cpu_count() or 1 if config.cache == "none" else 1)
-        if config.workers:
-            threads = 1
+        threads = 1 if config.workers else config.reading_threads
         read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
         dataset = grain.MapDataset.source(batches).to_iter_dataset(read)
         if config.workers:
@@ -200,6 +219,27 @@ class TrainLoader:
             dataset = dataset.mp_prefetch(options)
         return iter(dataset)
 
+    def _check_digests(self, digests: Sequence[str] | None) -> None:
+        """Raise UserError unless these are the splits' digests; None: from before they were kept.
+
+        With other records, or as many in another order, the same position means other samples.
+        """
+        if digests is None:
+            return
+        paths = [path for path, _ in self._config.sources]
+        if len(digests) != len(paths):
+            raise UserError(
+                f"this run began with {len(digests)} datasets, and data.mixture now has "
+                f"{len(paths)}; give the old ones, or begin anew in another --workdir"
+            )
+        for path, now, then in zip(paths, self._digests, digests, strict=True):
+            if now != then:
+                raise UserError(
+                    f"the split {self._config.split!r} of {path} has changed since this run began "
+                    f"(digest {now[:12]}, in the checkpoint {str(then)[:12]}); bring the old one "
+                    "back, or begin anew in another --workdir"
+                )
+
     def _note(self, unreadable: Mapping[str, str]) -> None:
         new = {key: reason for key, reason in unreadable.items() if key not in self.unreadable}
         if not new:
@@ -207,9 +247,11 @@ class TrainLoader:
         for reason in new.values():
             logging.warning("unreadable, another record stands in: %s", reason)
         self.unreadable.update(new)
-        drawn = max(self._position, _FAIR_SAMPLE)
         check_unreadable(
-            self.unreadable.values(), min(self._records, drawn), self._config.max_bad_fraction
+            self.unreadable.values(),
+            self._records,
+            self._config.max_bad_fraction,
+            seen=self._position,
         )
 
 

@@ -74,3 +74,15 @@ def test_an_unreadable_clip_is_grey_counted_and_limited(tmp_path, caplog):
     assert list(evaluated.unreadable) == [9] and "clip-0009" in caplog.text
     with pytest.raises(UserError, match="clip-0009"):
         list(EvalSet(config(path), "validation").batches(10))
+
+
+def test_the_limit_of_unreadable_clips_is_not_relative_to_a_few_first_ones(tmp_path):
+    # 2 of 400 are unreadable, half a percent; among the first 20 they are ten percent.
+    whole = mp4(pictures(2, 16, 16))
+    clips = [record(i, count=2, size=16, video=whole[: 300 if i < 2 else None]) for i in range(400)]
+    path = write(tmp_path / "d", {"validation": clips}, shards=1)
+    keys = config(path, frames=1, size=16)
+    evaluated = EvalSet(keys, "validation", limit=20)
+    assert len(list(evaluated.batches(10))) == 2 and len(evaluated.unreadable) == 2
+    with pytest.raises(UserError, match="2 of 400 records"):
+        list(EvalSet({**keys, "max_bad_fraction": 0.001}, "validation", limit=20).batches(10))

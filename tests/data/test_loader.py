@@ -1,12 +1,16 @@
 """Train batches: pure functions of (seed, step), whatever the hosts, restarts and caches."""
 
 import collections
+import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 from loading_helpers import record, same, write
 
 from jepa.data import loader as loader_module
+from jepa.data.cache import TextFeatures
 from jepa.data.config import DataConfig, default_data_config
 from jepa.data.loader import Order, make_train_loader
 from jepa.errors import UserError
@@ -83,7 +87,7 @@ def test_a_restart_goes_on_with_the_same_batches_on_any_number_of_hosts(data):
     first = make_train_loader(config(data), global_batch=8, seed=3)
     take(first, 3)
     state = first.state()
-    assert state == {"position": 24}
+    assert state["position"] == 24 and json.loads(json.dumps(state)) == state
     second = make_train_loader(
         config(data), global_batch=8, seed=3, process_index=1, process_count=2
     )
@@ -94,9 +98,47 @@ def test_a_restart_goes_on_with_the_same_batches_on_any_number_of_hosts(data):
 
 def test_state_counts_what_was_handed_out_not_what_was_read_ahead(data):
     loader = make_train_loader(config(data, threads=2), global_batch=4, seed=0)
-    assert loader.state() == {"position": 0}
+    before = loader.state()
     take(loader, 1)
-    assert loader.state() == {"position": 4}
+    # `position` is the one number that moves.
+    assert before["position"] == 0 and loader.state() == {**before, "position": 4}
+
+
+def test_a_run_does_not_go_on_with_another_dataset(tmp_path, data):
+    state = make_train_loader(config(data), global_batch=4, seed=0).state()
+    other = write(tmp_path / "other", {"train": [record(i) for i in range(1, RECORDS + 1)]})
+    loader = make_train_loader(config(other), global_batch=4, seed=0)
+    with pytest.raises(UserError, match=f"{other} has changed.*--workdir"):
+        loader.restore(state)
+    mixture = config("", mixture=((str(data), 1.0), (str(other), 1.0)), tokenizer="minilm")
+    loader = make_train_loader(mixture, global_batch=4, seed=0)
+    with pytest.raises(UserError, match="began with 1 datasets"):
+        loader.restore(state)
+    # Where it lies is of no matter, and older states do not say what they come from.
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    for old in (state, {"position": 4}):
+        make_train_loader(config(moved), global_batch=4, seed=0).restore(old)
+
+
+def test_the_loader_says_how_large_its_vocabularies_are(data, tmp_path):
+    import tokenizers
+
+    own = tokenizers.Tokenizer.from_file(str(data / "tokenizer.json")).get_vocab_size()
+    keys = config(data, tokenizer="minilm", query_tokenizer="dataset")
+    loader = make_train_loader(keys, global_batch=4, seed=0)
+    assert loader.vocabulary == {"query": own, "text": 30522}
+    TextFeatures.write(tmp_path / "f", ["a"], np.ones((1, 2), np.float32), "")
+    keys = config(data, text_features=str(tmp_path / "f"))
+    loader = make_train_loader(keys, global_batch=4, seed=0)
+    assert loader.vocabulary == {"query": own, "text": None}
+
+
+def test_a_host_with_many_cores_reads_eight_batches_ahead_unless_asked_for_more(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 192)
+    assert DataConfig.parse({"path": "a"}).reading_threads == 8
+    assert DataConfig.parse({"path": "a", "threads": 20}).reading_threads == 20
+    assert DataConfig.parse({"path": "a", "cache": "memory"}).reading_threads == 1
 
 
 def test_worker_processes_change_nothing(data):
@@ -332,6 +374,24 @@ def test_nothing_but_unreadable_videos(tmp_path):
         ({"text_features": "/nowhere"}, "text_features"),
         ({"split": "test"}, "test"),
         ({"path": "/nowhere"}, "nowhere"),
+        ({"frames": "8"}, "frames is '8'; it must be an integer"),
+        ({"frames": 8.0}, "frames is 8.0; it must be an integer"),
+        ({"frames": True}, "frames is True"),
+        ({"fps": "fast"}, "fps"),
+        ({"fps": float("nan")}, "fps"),
+        ({"flip": 1}, "flip is 1; it must be True or False"),
+        ({"size": None}, "size"),
+        ({"pixels": None}, "pixels"),
+        ({"path": 3}, "path"),
+        ({"crop_scale": (0.5,)}, "crop_scale is .*two numbers"),
+        ({"crop_ratio": 1.0}, "crop_ratio"),
+        ({"caption_levels": (1,)}, "caption_levels"),
+        ({"mixture": (("a", 1.0, 2.0),)}, "mixture"),
+        ({"mixture": ("a",)}, "mixture"),
+        ({"mixture": (("a", "b"),)}, "mixture"),
+        ({"tasks": ("caption",)}, "tasks"),
+        ({"tasks": {"caption": "often"}}, "tasks"),
+        ({"max_bad_fraction": "1%"}, "max_bad_fraction"),
     ],
 )
 def test_mistakes_are_named(data, keys, named):
