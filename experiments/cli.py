@@ -18,9 +18,11 @@ An absl entry point with `config_flags`:
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -28,6 +30,7 @@ from jepa.errors import UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+LEASH = "JEPA_LEASH"
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -40,6 +43,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and exit the process with its code (None is 0)."""
+    follow_parent()
     sys.exit(exit_code(main))
 
 
@@ -62,6 +66,23 @@ def exit_code(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr, flush=True)
         return INTERRUPTED
+
+
+def follow_parent() -> None:
+    """End as on SIGTERM, saving what there is, once the process that holds our leash is gone.
+
+    The leash is a pipe whose number is in the environment (`LEASH`). Nothing is written to it: a
+    read returns when the other end is closed, however that process ended, kill -9 included.
+    """
+    handle = os.environ.pop(LEASH, None)
+    if handle is None:
+        return
+
+    def wait() -> None:
+        os.read(int(handle), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="leash", daemon=True).start()
 
 
 def interrupt_on_terminate() -> None:

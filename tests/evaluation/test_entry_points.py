@@ -1,8 +1,10 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -71,6 +73,14 @@ def test_config_names_are_short():
     assert evaluate.config_name("/a/b/c.py") == "b/c"
 
 
+def wait_for(path):
+    for _ in range(1200):
+        if path.exists():
+            break
+        time.sleep(0.05)
+    return path.read_text()
+
+
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -87,7 +97,7 @@ def test_a_failing_stage_gives_its_exit_code(stage):
     with pytest.raises(quickstart.Stopped) as stopped:
         stages.run("data", stage("import sys; sys.exit(int(sys.argv[1]))"), ["2"])
     assert stopped.value.code == 2
-    assert "data 0:0" in stages.summary()
+    assert re.match(r"data \ds; in all \ds", stages.summary())
 
 
 def test_a_killed_stage_gives_the_signal(stage):
@@ -96,13 +106,10 @@ def test_a_killed_stage_gives_the_signal(stage):
     assert stopped.value.code == 128 + signal.SIGKILL
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_reach_the_stage_and_end_the_run(stage, tmp_path, number):
     def interrupt():
-        for _ in range(600):
-            if (tmp_path / "ready").exists():
-                break
-            time.sleep(0.05)
+        wait_for(tmp_path / "ready")
         os.kill(os.getpid(), number)
 
     stages, before = quickstart.Stages(), signal.getsignal(number)
@@ -113,8 +120,44 @@ def test_signals_reach_the_stage_and_end_the_run(stage, tmp_path, number):
     thread.join()
     # The stage saved and ended well, yet the run must not go on to the next one.
     assert stopped.value.code == 128 + number
-    assert (tmp_path / "saved").read_text() == signal.Signals(number).name
+    # A terminal that closes ends a stage as SIGTERM does: no stage knows SIGHUP.
+    sent = signal.SIGTERM if number == signal.SIGHUP else number
+    assert (tmp_path / "saved").read_text() == signal.Signals(sent).name
     assert signal.getsignal(number) is before
+
+
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with quickstart.Stages().forwarding():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+ORPHAN = """
+from experiments import cli, quickstart
+quickstart.Stages().run("train", "stage_of_test", [])
+"""
+
+LEASHED = """
+from experiments import cli
+def main():
+SLEEPER
+cli.run(main)
+"""
+
+
+def test_a_stage_saves_and_ends_when_the_quickstart_is_killed(stage, tmp_path):
+    stage(LEASHED.replace("SLEEPER", textwrap.indent(SLEEPER, "    ")))
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN], env={**os.environ, "PYTHONPATH": path}
+    )
+    wait_for(tmp_path / "ready")
+    parent.kill()
+    parent.wait()
+    assert wait_for(tmp_path / "saved") == "SIGTERM"
 
 
 @pytest.mark.slow
