@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, train
 from jepa import methods
-from jepa.data import loader
+from jepa.data import loader, storage
 from jepa.data.config import DataConfig
 from jepa.errors import UserError
 from jepa.evaluation import baselines, headline, poster, report, results
@@ -179,7 +179,8 @@ def main(
         numbers["gains"] = {**numbers.get("gains", {}), **gains}
     if jax.process_index() == 0:
         # The report last: what is measured must not be lost to what is drawn.
-        (Path(directory) / results.REPORT).unlink(missing_ok=True)
+        with storage.storing(Path(directory) / results.REPORT):
+            (Path(directory) / results.REPORT).unlink(missing_ok=True)
         if captions:
             baselines.write(directory, numbers["identity"], captions, hits.tolist())
         path = results.write(directory, numbers)
@@ -236,13 +237,10 @@ def config_name(path: str) -> str:
 
 
 def _from_flags() -> None:
-    if train.CONFIG.value is None or train.WORKDIR.value is None:
-        raise UserError("--config=FILE and --workdir=DIR are both needed (see --help)")
-    if train.DISTRIBUTED.value:
-        jax.distributed.initialize()
+    config, directory = train.from_flags()
     main(
-        train.CONFIG.value,
-        train.WORKDIR.value,
+        config,
+        directory,
         checkpoint=CHECKPOINT.value,
         name=config_name(config_flags.get_config_filename(flags.FLAGS["config"])),
         devices=train.DEVICES.value,

@@ -292,6 +292,7 @@ def _check(run: Run, devices: int) -> None:
             f"--config.data.frame_control={train.CONFIG.value.data.frame_control}: with "
             "--baselines the run itself sees all frames; leave it out"
         )
+    train.check_path(train.WORKDIR.value or "")
     workdirs.check(run.directory, run.config)
     configs.check_run(run.config, methods.from_config(run.config), devices)
     suite.check(run.config.evaluation)

@@ -142,15 +142,34 @@ def main(
     )
 
 
-def _from_flags() -> None:
+def from_flags() -> tuple[ConfigDict, str]:
+    """Returns the config and the workdir of the command line; this process is set up as it says.
+
+    Raises:
+      UserError: one of them is not given, or the workdir is no path.
+    """
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("--config=FILE and --workdir=DIR are both needed (see --help)")
+    check_path(WORKDIR.value)
     if COMPILE_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    main(CONFIG.value, WORKDIR.value, devices=DEVICES.value)
+    return CONFIG.value, WORKDIR.value
+
+
+def check_path(directory: str) -> None:
+    """Raises UserError for the address of a bucket, which would become a directory of that name."""
+    if "://" in directory:
+        raise UserError(
+            f"--workdir={directory}: give a path; mount a bucket first (gcsfuse, see BUILD.md)"
+        )
+
+
+def _from_flags() -> None:
+    config, directory = from_flags()
+    main(config, directory, devices=DEVICES.value)
 
 
 if __name__ == "__main__":

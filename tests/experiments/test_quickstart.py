@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ def quickstart(tmp_path):
     [
         (["--devices=3"], "'train.global_batch' is 64, which the 3 batch shards"),
         (["--devices=0"], "--devices=0: give 1 or more"),
+        (["--workdir=gs://bucket/run"], "mount a bucket first"),
         (["--distributed"], "--distributed: the quickstart runs on one machine"),
         (["--baselines", "--config.data.frame_control=single"], "leave it out"),
         (["--config.loss.info_nce=0.0"], "config.loss has no term"),
@@ -59,6 +61,22 @@ def test_mistakes_are_named_before_the_videos_are_written(quickstart, tmp_path, 
     assert errors.count("\n") == 1
     assert stages == {}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate"])
+def test_a_bucket_is_no_workdir(module, tmp_path):
+    config = f"--config={ROOT / 'configs/vl_jepa/quickstart.py'}"
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", config, "--workdir=gs://bucket/run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --workdir=gs://bucket/run: give a path")
+    assert not (tmp_path / "gs:").exists()
 
 
 def test_flags_of_the_stages_are_passed_on(quickstart):
