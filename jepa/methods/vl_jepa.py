@@ -49,6 +49,8 @@ def default_model() -> ConfigDict:
                 "heads": 4,
                 "mlp_ratio": 4.0,
                 "rope": "rotation",
+                "positions": "none",
+                "gelu": "exact",
                 "remat": "none",
                 "frozen": False,
             },
@@ -105,7 +107,13 @@ class VLJEPA:
     """The method; see `jepa.methods.base.Method` for the protocol."""
 
     def __init__(self, config: ConfigDict):
-        """Builds the networks from `config.model`, `config.loss`, `config.dtype`, `config.seed`."""
+        """Builds the networks from `config.model`, `config.loss`, `config.dtype`, `config.seed`.
+
+        Raises:
+          UserError: a key of `model` or `loss` that does not exist, or an unknown text tower.
+        """
+        for section, default in (("model", default_model()), ("loss", default_loss())):
+            _check_keys(section, config[section], default)
         self.model: ConfigDict = config.model
         self.loss: ConfigDict = config.loss
         self.seed: int = config.seed
@@ -164,13 +172,18 @@ class VLJEPA:
         )
 
     def check(self, config: ConfigDict) -> None:
-        """Checks the sections `model` and `loss`, and what must fit the rest of the config.
+        """Checks what must fit the rest of the config, and that there is something to learn from.
 
         Raises:
-          UserError: an unknown key, heads that the tensor axis does not divide, or no loss at all.
+          UserError: heads that the tensor axis does not divide, a text tower that is frozen at its
+            random initial values, or no loss at all.
         """
-        for section, default in (("model", default_model()), ("loss", default_loss())):
-            _check_keys(section, config[section], default)
+        y = config.model.y_encoder
+        if y.frozen and y.tower == "transformer":
+            raise UserError(
+                "config.model.y_encoder.frozen is True, but the tower 'transformer' has no "
+                "published weights to keep; set it to False"
+            )
         tensor = config.mesh.tensor
         for name in ("x_encoder", "predictor"):
             heads = config.model[name].heads

@@ -21,10 +21,12 @@ from jepa.nn.blocks import PreNormBlock
 from jepa.nn.linear import matrix_init
 from jepa.nn.mlp import GeluMlp
 from jepa.nn.norms import LayerNorm
+from jepa.nn.positions import sincos_3d
 from jepa.nn.stack import Stack
 from jepa.parallel.partition import Table, constrain, prefixed
 
-ROPES = ("rotation", "tiled")
+ROPES = ("rotation", "tiled", "none")
+POSITIONS = ("none", "sincos")
 
 # Fields of VideoTransformer by the name of a size. L, H and g are V-JEPA 2's, G is 2.1's.
 VITS: Mapping[str, Mapping[str, Any]] = {
@@ -89,7 +91,10 @@ class VideoTransformer(nn.Module):
       mlp_ratio: the hidden width of a block's MLP over D.
       patch: side of a patch, in pixels.
       tubelet: frames to a token.
-      rope: "tiled" (V-JEPA 2's released form) or "rotation" (V-JEPA 2.1; see `nn.rotary`).
+      rope: "tiled" (V-JEPA 2's released form), "rotation" (V-JEPA 2.1; see `nn.rotary`) or "none".
+      positions: what is added to the tokens: "none" (V-JEPA 2) or the fixed "sincos" table of
+        I-JEPA and V-JEPA. Rotary positions are relative; a small model that trains for minutes
+        learns where things are, and so where they go, much sooner from absolute ones.
       pretrain_grid: rows and columns to which positions are stretched (2.1: 16), or None.
       gelu: "exact" or "tanh".
       remat: a policy of `nn.stack.REMAT`.
@@ -104,6 +109,7 @@ class VideoTransformer(nn.Module):
     patch: int = 16
     tubelet: int = 2
     rope: str = "rotation"
+    positions: str = "none"
     pretrain_grid: int | None = None
     gelu: str = "exact"
     remat: str = "none"
@@ -152,11 +158,16 @@ class VideoTransformer(nn.Module):
             pretrain_grid=self.pretrain_grid,
             dtype=jnp.promote_types(self.dtype, jnp.float32),
         )
+        if self.positions == "sincos":
+            x = x + sincos_3d(positions, self.width).astype(x.dtype)
         if token_ids is not None:
             x = jnp.take_along_axis(x, token_ids[..., None], axis=1)
             positions = rotary.gather(positions, token_ids)
         x = constrain(x, "batch", "tokens", None)
-        tables = rotary.rotary_3d(positions, self.width // self.heads, tiled=self.rope == "tiled")
+        tables = None
+        if self.rope != "none":
+            head_dim = self.width // self.heads
+            tables = rotary.rotary_3d(positions, head_dim, tiled=self.rope == "tiled")
         x, tapped = self.stack(x, taps=taps, rotary=tables)
         return self.norm(x), tapped
 
@@ -169,6 +180,10 @@ class VideoTransformer(nn.Module):
         """
         if self.rope not in ROPES:
             raise UserError(f"rope is {self.rope!r}; it can be one of {', '.join(ROPES)}")
+        if self.positions not in POSITIONS:
+            raise UserError(
+                f"positions is {self.positions!r}; it can be one of {', '.join(POSITIONS)}"
+            )
         frames = self.tubelet if frames == 1 else frames
         if frames % self.tubelet:
             raise UserError(f"a video has {frames} frames, which tubelet={self.tubelet} cannot cut")

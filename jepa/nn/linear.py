@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +13,24 @@ import jax.numpy as jnp
 from jepa.errors import UserError
 from jepa.parallel.partition import Table
 
-# The published encoders draw from a normal of deviation 0.02 truncated at +-2, that is at 100
-# deviations: no draw is ever truncated, so this is the same distribution.
-matrix_init = nn.initializers.normal(0.02)
+_PUBLISHED_DEVIATION = 0.02
+_PUBLISHED_WIDTH = 1024
+
+
+table_init = nn.initializers.normal(_PUBLISHED_DEVIATION)
+
+
+def matrix_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Draws a kernel whose last axis is its output from a normal distribution.
+
+    The published encoders take a deviation of 0.02 (truncated at +-2, that is at 100 deviations, so
+    never). They have at least 1024 inputs to a matrix. With fewer inputs the same deviation makes
+    activations that vanish and attention that starts out uniform, from which a small model takes
+    thousands of steps to recover; so below 1024 inputs it grows to keep the outputs' deviation.
+    """
+    narrow = max(1.0, _PUBLISHED_WIDTH / math.prod(shape[:-1]))
+    return _PUBLISHED_DEVIATION * math.sqrt(narrow) * jax.random.normal(key, shape, dtype)
+
 
 _GELUS = {"exact": False, "tanh": True}
 
@@ -71,7 +88,7 @@ class Embedding(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Looks up int `[...]`, giving `[..., width]` in `dtype`; an id out of range gives NaN."""
         shape = (self.entries, self.width)
-        table = self.param("embedding", matrix_init, shape, self.param_dtype)
+        table = self.param("embedding", table_init, shape, self.param_dtype)
         # Gather, then cast: a cast of the whole table would cost more than the rest of a step.
         return jnp.take(table, ids, axis=0).astype(self.dtype)
 

@@ -29,7 +29,7 @@ def default_optimizer_config() -> ConfigDict:
     """Returns the section `optimizer`.
 
     Keys:
-      name: `adamw`, `lion` or `sgd` (with momentum `b1`).
+      name: `adamw`, `muon` (arXiv 2502.16982), `lion` or `sgd` (with momentum `b1`).
       learning_rate: the peak of the schedule.
       schedule: `constant`, `cosine`, `linear` or `wsd`; see `jepa.training.schedules`.
       warmup_steps, decay_steps, final_factor: its durations in steps and its last value over the
@@ -38,6 +38,9 @@ def default_optimizer_config() -> ConfigDict:
       no_decay: patterns (full match on the path) of what is not decayed either: biases, gains,
         norms, temperatures, also where a scanned stack makes matrices of them.
       b1, b2, eps: of the moments.
+      muon_momentum: Nesterov momentum of Muon's matrices.
+      muon_matrices: (pattern, input axes, output axes) of the parameters whose updates Muon makes
+        orthogonal, axes not named being a stack of matrices; everything else gets AdamW.
       clip_norm: largest global gradient norm; None for no clipping.
     """
     return ConfigDict(
@@ -57,6 +60,13 @@ def default_optimizer_config() -> ConfigDict:
             "b1": 0.9,
             "b2": 0.95,
             "eps": 1e-8,
+            "muon_momentum": 0.95,
+            # Of scanned blocks: queries, keys and values of each head, output, MLP.
+            "muon_matrices": (
+                (r".*blocks/attention/qkv/kernel", (1,), (4,)),
+                (r".*blocks/attention/out/kernel", (1, 2), (3,)),
+                (r".*blocks/mlp/\w+/kernel", (1,), (2,)),
+            ),
             "clip_norm": 1.0,
         }
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 from flax import traverse_util
 
 from jepa.errors import UserError
@@ -20,7 +21,7 @@ from jepa.training import schedules
 
 Tree = Mapping[str, Any]
 
-NAMES = ("adamw", "lion", "sgd")
+NAMES = ("adamw", "muon", "lion", "sgd")
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -111,6 +112,15 @@ def decays(path: str, leaf: Any, no_decay: Sequence[str]) -> bool:
     return leaf.ndim > 1 and not any(_matches(pattern, path) for pattern in no_decay)
 
 
+def _matrix(
+    path: str, table: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+) -> optax.contrib.MuonDimensionNumbers | None:
+    for pattern, inputs, outputs in table:
+        if _matches(pattern, path):
+            return optax.contrib.MuonDimensionNumbers(tuple(inputs), tuple(outputs))
+    return None
+
+
 def make(
     config: Mapping[str, Any],
     *,
@@ -138,11 +148,28 @@ def make(
         flat = flatten(params)
         return unflatten({path: decays(path, leaf, no_decay) for path, leaf in flat.items()})
 
+    def matrices(params: Tree) -> dict[str, Any]:
+        flat = flatten(params)
+        return unflatten({path: _matrix(path, config["muon_matrices"]) for path in flat})
+
     chain = []
     if config["clip_norm"] is not None:
         chain.append(optax.clip_by_global_norm(config["clip_norm"]))
     if name == "adamw":
         chain.append(optax.scale_by_adam(config["b1"], config["b2"], eps=config["eps"]))
+    elif name == "muon":
+        chain.append(
+            optax.contrib.muon(
+                learning_rate=-1.0,  # optax turns its sign; the step applies the rate
+                beta=config["muon_momentum"],
+                # Updates as large as Adam's, so that one rate serves both (2502.16982, eq. 4).
+                consistent_rms=0.2,
+                adam_b1=config["b1"],
+                adam_b2=config["b2"],
+                eps=config["eps"],
+                muon_weight_dimension_numbers=matrices,
+            )
+        )
     elif name == "lion":
         chain.append(optax.scale_by_lion(config["b1"], config["b2"]))
     else:

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey
 
 from jepa.errors import UserError
 from jepa.methods.base import Method
@@ -130,13 +130,7 @@ class Initializer:
             step=replicated,
             params=of_params,
             target_params=of_params if self._keep_target else None,
-            opt_state=optax.tree_map_params(
-                self._optimizer.transform,
-                lambda _, sharding: sharding,
-                state.opt_state,
-                trainable,
-                transform_non_params=lambda _: replicated,
-            ),
+            opt_state=_like_parameters(state.opt_state, flatten(trainable), replicated),
             method_state=jax.tree.map(lambda _: replicated, state.method_state),
             skipped=replicated,
             skipped_in_a_row=replicated,
@@ -183,3 +177,23 @@ def overlay(params: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[st
             host = np.asarray(array).astype(old.dtype)
             flat[path] = jax.make_array_from_callback(old.shape, old.sharding, host.__getitem__)
     return unflatten(flat)
+
+
+def _like_parameters(
+    opt_state: Any, of_params: Mapping[str, NamedSharding], otherwise: NamedSharding
+) -> Any:
+    """Gives each leaf that stands for a parameter (a moment, say) the parameter's sharding.
+
+    Optax keeps such leaves in trees with the parameters' own keys, so a leaf's path ends with them;
+    transformations that hold only some parameters mask out the rest.
+    """
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        del leaf
+        name = "/".join(str(key.key) for key in path if isinstance(key, DictKey))
+        # The keys of optax's own dicts come first, and are no parameter's.
+        while name and name not in of_params:
+            name = name.partition("/")[2]
+        return of_params.get(name, otherwise)
+
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)

@@ -108,3 +108,31 @@ def test_patterns_are_checked(kwargs, word):
 def test_unknown_optimizer():
     with pytest.raises(UserError, match="adamx"):
         make(name="adamx")
+
+
+def test_muon_makes_each_matrix_of_a_stack_orthogonal_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    params = {
+        "blocks": {"mlp": {"in": {"kernel": jnp.zeros((2, 6, 4))}}},
+        "head": {"kernel": jnp.zeros((6, 4))},
+    }
+    gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+    config = {**default_optimizer_config(), "name": "muon", "weight_decay": 0.0}
+    config.update(clip_norm=None, schedule="constant", learning_rate=1.0)
+    made = optimizer.make(config, steps=10)
+    state = made.transform.init(params)
+    updates, _ = made.updates(gradients, state, params, jnp.int32(0))
+    alone = optax.contrib.scale_by_muon(
+        beta=0.95, weight_dimension_numbers={"m": optax.contrib.MuonDimensionNumbers()}
+    )
+    for layer in range(2):
+        update = np.asarray(updates["blocks"]["mlp"]["in"]["kernel"][layer])
+        matrix = {"m": gradients["blocks"]["mlp"]["in"]["kernel"][layer]}
+        want, _ = alone.update(matrix, alone.init(matrix))
+        # Scaled to the size of Adam's updates: 0.2 sqrt(max(inputs, outputs)).
+        np.testing.assert_allclose(update, -0.2 * np.sqrt(6) * want["m"], rtol=1e-4, atol=1e-6)
+        values = np.linalg.svd(update / (0.2 * np.sqrt(6)), compute_uv=False)
+        assert values.min() > 0.6 and values.max() < 1.3
+    np.testing.assert_allclose(
+        np.abs(updates["head"]["kernel"]), np.ones((6, 4)), rtol=1e-4
+    )  # Adam's first step
