@@ -7,12 +7,15 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-long test test-slow lint types clean
+.PHONY: help demo demo-baselines demo-long test test-slow lint types clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is not Python 3.11 or later; name one: make demo PYTHON=python3.12" >&2; \
+	  exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: requirements.txt requirements-text.txt setup.py | $(BIN)/python
@@ -31,6 +34,10 @@ demo: $(VENV)/.installed  ## Train VL-JEPA on the synthetic world and write repo
 demo-long: $(VENV)/.installed  ## The same for at most an hour
 	$(BIN)/python -m experiments.quickstart --devices=$(DEVICES) --workdir=$(RUNS)/quickstart_long \
 	  --config=configs/vl_jepa/quickstart_long.py
+
+demo-baselines: $(VENV)/.installed  ## make demo, and the same on single and on shuffled frames
+	$(BIN)/python -m experiments.quickstart --devices=$(DEVICES) --workdir=$(RUNS)/quickstart \
+	  --baselines
 
 test: $(VENV)/.test-installed  ## Run the tests (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2
