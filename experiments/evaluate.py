@@ -178,19 +178,29 @@ def main(
         numbers["baselines"], gains = baselines.compare(others, captions, hits, seed=seed)
         numbers["gains"] = {**numbers.get("gains", {}), **gains}
     if jax.process_index() == 0:
-        # The report last: what is measured must not be lost to what is drawn.
-        with storage.storing(Path(directory) / results.REPORT):
-            (Path(directory) / results.REPORT).unlink(missing_ok=True)
         if captions:
             baselines.write(directory, numbers["identity"], captions, hits.tolist())
-        path = results.write(directory, numbers)
         material = report.Material(numbers, found.evidence, evaluator.source, rows, plain)
-        _tell(material, path)
-        page = report.write(Path(directory) / results.REPORT, material)
-        print(f"report:  {page.resolve().as_uri()}")
-        if picture is not None:
-            print(f"picture: {poster.write(picture, material)}")
+        write(directory, material, picture)
     return numbers
+
+
+def write(
+    directory: str | Path, material: report.Material, picture: str | Path | None = None
+) -> None:
+    """Writes evaluation.json, then what is drawn from it, so that no number is lost to a picture.
+
+    Raises:
+      UserError: the disk is full or may not be written.
+    """
+    page = Path(directory) / results.REPORT
+    with storage.storing(page):
+        page.unlink(missing_ok=True)  # an old report beside new numbers would look finished
+    _tell(material, results.write(directory, material.numbers))
+    report.write(page, material)
+    print(f"report:  {page.resolve().as_uri()}")
+    if picture is not None:
+        print(f"picture: {poster.write(picture, material)}")
 
 
 def _open_baselines(

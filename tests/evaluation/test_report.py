@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import evaluate
 from jepa.data.schema import Caption
 from jepa.errors import UserError
 from jepa.evaluation import headline, pictures, poster, projection, report, results, svg
@@ -185,6 +186,26 @@ def test_baselines_are_drawn_beside_the_controls(made):
     assert "hard: a model of single frame" in page
     assert "hard groups, above a model of single frame" in page
     assert "hard groups, above itself, one frame" in page
+
+
+def broken_report(_):
+    raise RuntimeError("no picture")
+
+
+def test_numbers_are_not_lost_to_a_report_that_fails(made, tmp_path, monkeypatch, capsys):
+    (tmp_path / results.REPORT).write_text("of an earlier evaluation")
+    config = {**made.config, "evaluation": {"bars": [["gains.hard_over_less_model", 0.1]]}}
+    material = dataclasses.replace(made, config=config)
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+        broken.setattr(report, "make", broken_report)
+        evaluate.write(tmp_path, material)
+    assert json.loads((tmp_path / results.FILE).read_text())["checkpoint_step"] == 7
+    assert not (tmp_path / results.REPORT).exists()
+    told = capsys.readouterr().out
+    assert "questions, answers balanced" in told
+    assert "not measured, so not compared with its bar: gains.hard_over_less_model" in told
+    evaluate.write(tmp_path, material)
+    assert (tmp_path / results.REPORT).exists()
 
 
 def test_strip_shows_first_and_last_frame():
