@@ -45,14 +45,14 @@ class Texts:
 
         Args:
             record: With captions or questions.
-            caption_queries: Queries that ask for a caption.
+            caption_queries: Queries that ask for a caption that brings none of its own.
             uniforms: For each pair three numbers in [0, 1): for the task, the query, the target.
 
         Raises:
             UserError: the record has no text that may be a target, or there is no caption query.
         """
         levels = self._levels
-        captions = [c.text for c in record.captions if not levels or c.level in levels]
+        captions = [(c.query, c.text) for c in record.captions if not levels or c.level in levels]
         questions = [(q.query, q.answer) for q in record.questions]
         if not captions and not questions:
             raise UserError(
@@ -67,13 +67,14 @@ class Texts:
                 fresh_questions = fresh_questions or list(questions)
                 pairs.append(_take(fresh_questions, target))
                 continue
-            if not caption_queries:
+            fresh_captions = fresh_captions or list(captions)
+            own_query, caption = _take(fresh_captions, target)
+            if not own_query and not caption_queries:
                 raise UserError(
                     "data.caption_query is empty and the dataset names no query either; set it "
                     "to a question that a caption answers"
                 )
-            fresh_captions = fresh_captions or list(captions)
-            pairs.append((_pick(caption_queries, query), _take(fresh_captions, target)))
+            pairs.append((own_query or _pick(caption_queries, query), caption))
         return pairs
 
     def streams(self, queries: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:

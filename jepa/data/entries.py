@@ -41,7 +41,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp"))
 
-_TEXT_FIELDS = frozenset({"text", "level", "id"})
+_TEXT_FIELDS = frozenset({"text", "level", "id", "query"})
 _QUESTION_FIELDS = frozenset({"query", "answer", "kind", "candidates", "id"})
 
 
@@ -248,7 +248,8 @@ def _captions(row: Mapping[str, Any]) -> tuple[schema.Caption, ...]:
         _only(fields, _TEXT_FIELDS, "captions")
         text = _text(fields.get("text"), "captions")
         id = str(fields.get("id", f"c{len(found)}"))
-        found.append(schema.Caption(id, text, str(fields.get("level", ""))))
+        level, query = (str(fields.get(name, "")) for name in ("level", "query"))
+        found.append(schema.Caption(id, text, level, query))
     return _distinct(found)
 
 

@@ -31,11 +31,14 @@ class Caption:
         text: The description; never empty.
         level: What kind of description it is, e.g. "brief", "motion", "full". Training and
             evaluation choose captions by level; "" where a dataset makes no difference.
+        query: What this caption answers; "" for the dataset's caption queries. A query that says
+            which description is wanted leaves a predictor less to guess.
     """
 
     id: str
     text: str
     level: str = ""
+    query: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,5 +266,6 @@ def texts(record: Record) -> set[str]:
 
 
 def queries(record: Record) -> set[str]:
-    """Every question text."""
-    return {question.query for question in record.questions}
+    """Every query that the record brings with it."""
+    asked = {question.query for question in record.questions}
+    return asked | {caption.query for caption in record.captions if caption.query}

@@ -216,23 +216,38 @@ CAPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 
-#: Class texts for zero-shot classification, phrased like captions.
-ATTRIBUTES: dict[str, dict[str, list[str]]] = {
-    "colour": {c: [f"a {c} shape", f"something {c}"] for c in COLOURS},
-    "shape": {s: [f"a {s}", f"the shape is a {s}"] for s in SHAPES},
-    "size": {s: [f"a {s} shape", f"something {s}"] for s in SIZES},
-    "direction": {
-        d: [f"something moves {p}", f"a shape moves {p}"] for d, p in DIRECTION_PHRASES.items()
-    },
-    "count": {w: [f"{w} shape" + ("s" if n > 1 else "")] for n, w in COUNTS.items()},
-}
-
-CAPTION_QUERIES = ("What happens in the clip?", "Describe the video.")
-
 
 def with_article(words: str) -> str:
     """`words` behind "a" or "an"."""
     return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def _class_texts() -> dict[str, dict[str, list[str]]]:
+    # A class of things is named by every brief caption that has it, so that what the captions
+    # differ in averages out.
+    things = {
+        (size, colour, shape): with_article(f"{size} {colour} {shape}")
+        for size in SIZES
+        for colour in COLOURS
+        for shape in SHAPES
+    }
+    texts: dict[str, dict[str, list[str]]] = {"colour": {}, "shape": {}, "size": {}}
+    for thing, text in things.items():
+        for label, value in zip(("size", "colour", "shape"), thing, strict=True):
+            texts[label].setdefault(value, []).append(text)
+    texts["direction"] = {
+        d: [f"something moves {p}", f"a shape moves {p}"] for d, p in DIRECTION_PHRASES.items()
+    }
+    texts["count"] = {w: [f"{w} shape" + ("s" if n > 1 else "")] for n, w in COUNTS.items()}
+    return texts
+
+
+#: Class texts for zero-shot classification, phrased like captions: {label: {value: texts}}.
+ATTRIBUTES = _class_texts()
+
+#: What asks for a caption, and for one of a level that has a question of its own.
+CAPTION_QUERIES = ("What happens in the clip?", "Describe the video.")
+LEVEL_QUERIES = {"brief": "What is in the clip?", "motion": "What moves, and how?"}
 
 
 def listing(items: list[str]) -> str:

@@ -43,7 +43,10 @@ def record(clip: Clip) -> schema.Record:
         codec=encode.CODEC,
         colour_range=encode.COLOUR_RANGE,
         colour_space=encode.COLOUR_SPACE,
-        captions=tuple(schema.Caption(*caption) for caption in clip.captions),
+        captions=tuple(
+            schema.Caption(name, text, level, words.LEVEL_QUERIES.get(level, ""))
+            for name, text, level in clip.captions
+        ),
         questions=tuple(schema.Question(*question) for question in clip.questions),
         events=tuple(
             schema.Event(event.time, event.kind, event.subjects)
