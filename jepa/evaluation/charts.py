@@ -137,8 +137,8 @@ def _controls(material: Material) -> Html:
                 entry = controls[name]["hard"]["text_to_video"]
                 rows.append((f"hard: itself, {words}", [svg.bar(1, entry)], entry["chance"]))
         for name, other in baselines.items():
-            entry, words = other["hard"]["text_to_video"], name.replace("_", " ")
-            rows.append((f"hard: a model of {words}", [svg.bar(2, entry)], entry["chance"]))
+            entry, words = other["hard"]["text_to_video"], headline.baseline_label(name)
+            rows.append((f"hard: {words}", [svg.bar(2, entry)], entry["chance"]))
     if "blank" in controls:
         own, blind = numbers["questions"]["balanced"], controls["blank"]["questions"]["balanced"]
         rows.append(("questions: all frames", [svg.bar(0, own)], own["chance"]))

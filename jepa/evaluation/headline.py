@@ -82,8 +82,14 @@ def gain_label(name: str) -> str:
         "same_model_single": "itself, one frame",
         "same_model_shuffled": "itself, shuffled frames",
     }
-    words = own.get(other) or f"a model of {other.removesuffix('_model').replace('_', ' ')}"
+    words = own.get(other) or baseline_label(other.removesuffix("_model"))
     return f"{'hard groups' if task == 'hard' else task}, above {words}"
+
+
+def baseline_label(name: str) -> str:
+    """Returns what a baseline is, in words."""
+    less = {"single_frame": "single frames"}.get(name, name.replace("_", " "))
+    return f"a model trained on {less}"
 
 
 def table(lines: Sequence[Headline]) -> str:

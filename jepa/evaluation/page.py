@@ -174,6 +174,7 @@ caption { text-align: left; color: var(--soft); font-size: .86rem; padding-botto
 th, td { padding: .42rem .7rem; border-bottom: 1px solid var(--line); text-align: left; }
 thead th { font-size: .78rem; color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 500; }
+section#results tbody th { min-width: 11rem; }
 .n { text-align: right; white-space: nowrap; }
 .value { font-weight: 700; font-size: 1.02rem; }
 .good { color: var(--good); font-weight: 600; white-space: nowrap; }

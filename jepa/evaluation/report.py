@@ -287,7 +287,7 @@ _GLOSSARY = (
     (
         "Blank, single and shuffled frames",
         "What is taken away. “Itself” is the same model, tested with grey, one frame repeated, or "
-        "the frames in a random order. “A model of …” is another one of the same config that was "
+        "the frames in a random order. “A model trained on …” is another one of the same config, "
         "trained and tested that way.",
     ),
     (

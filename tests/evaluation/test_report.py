@@ -183,8 +183,8 @@ def test_baselines_are_drawn_beside_the_controls(made):
         "gains": {**made.numbers["gains"], "hard_over_single_frame_model": gain},
     }
     page = report.make(dataclasses.replace(made, numbers=numbers))
-    assert "hard: a model of single frame" in page
-    assert "hard groups, above a model of single frame" in page
+    assert "hard: a model trained on single frames" in page
+    assert "hard groups, above a model trained on single frames" in page
     assert "hard groups, above itself, one frame" in page
 
 

@@ -45,7 +45,10 @@ def quickstart(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--devices=3"], "'train.global_batch' is 64, which the 3 batch shards"),
+        (
+            ["--devices=3", "--config.train.global_batch=64"],
+            "'train.global_batch' is 64, which the 3 batch shards",
+        ),
         (["--devices=0"], "--devices=0: give 1 or more"),
         (["--workdir=gs://bucket/run"], "mount a bucket first"),
         (["--distributed"], "--distributed: the quickstart runs on one machine"),
