@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.data.pairs_per_clip = 1
     config.data.query_tokenizer = "minilm"
     config.data.query_length = 16
+    config.model.x_encoder.patch = 12  # as many tokens as the quickstart has
     config.model.predictor.vocab = 30_522  # MiniLM's
     with config.evaluation.ignore_type():
         for task in ("zero_shot", "questions", "hard", "novel"):

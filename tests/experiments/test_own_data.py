@@ -38,11 +38,14 @@ def config(tmp_path_factory):
 
 
 def test_the_config_fits_and_a_batch_may_be_larger_than_the_set(config):
-    configs.check_run(config, methods.from_config(config), 2)
+    method = methods.from_config(config)
+    configs.check_run(config, method, 2)
     batches = loader.make_train_loader(config.data, global_batch=8, seed=0)
     batch = next(iter(batches))
     batches.close()
     assert batch["video"].shape == (8, 8, 96, 96, 3)
+    params, _ = jax.eval_shape(method.init, jax.random.key(0), batch)
+    assert "x_encoder" in params
     assert batches.vocabulary["query"] <= config.model.predictor.vocab
 
 
