@@ -146,6 +146,7 @@ def main(
     train.setup(config, devices=devices)
     wanted = find_step(directory, checkpoint, config)
     mesh = meshes.make_mesh(config.mesh)
+    train.distrust_cache(mesh)
     method = methods.from_config(config)
     configs.check_run(config, method, mesh.size)
     evaluator = Evaluator(method, config.data, config.evaluation, mesh)

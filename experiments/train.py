@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 from absl import flags
 from absl import logging as absl_logging
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli
@@ -40,7 +41,9 @@ DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a pod or cluster (jax.distributed)."
 )
 COMPILE_CACHE = flags.DEFINE_string(
-    "compile_cache", None, "Directory where compiled programs are kept between runs."
+    "compile_cache",
+    None,
+    "Directory where compiled programs are kept between runs; not for several CPU devices.",
 )
 
 
@@ -79,6 +82,24 @@ def _process_count() -> int:
     from jax._src import distributed
 
     return distributed.global_state.num_processes or 1
+
+
+def distrust_cache(mesh: jax.sharding.Mesh) -> None:
+    """Switches JAX's compilation cache off, with a warning, for a mesh of several CPU devices.
+
+    There a program that comes back from the cache (jax 0.10.2) may run its parts in an order that
+    was not compiled: losses differ from run to run, and collectives wait for each other for ever.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if not (on_cpu and mesh.size > 1 and jax.config.jax_compilation_cache_dir):
+        return
+    logging.getLogger("jepa").warning(
+        "the compilation cache in %s is not used: with several CPU devices its programs give wrong "
+        "results",
+        jax.config.jax_compilation_cache_dir,
+    )
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
 
 
 def check_data(config: ConfigDict) -> None:
@@ -122,6 +143,7 @@ def main(
     check_data(config)
     setup(config, devices=devices)
     mesh = meshes.make_mesh(config.mesh)
+    distrust_cache(mesh)
     method = methods.from_config(config)
     configs.check_run(config, method, mesh.size)
     process_index, process_count = meshes.batch_slice(mesh)

@@ -21,10 +21,7 @@ if _STUBBED not in sys.modules:
     _stub.SummaryWriter = None  # type: ignore[attr-defined]
     sys.modules[_STUBBED] = _stub
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 from clu import metric_writers, parameter_overview, periodic_actions  # noqa: E402
-from clu import metrics as clu_metrics  # noqa: E402
 from clu.metric_writers.interface import MetricWriter  # noqa: E402
 
 
@@ -130,44 +127,26 @@ def make_writer(workdir: str | Path, *, start: int = 0, main: bool = True) -> Me
     )
 
 
-_Averages = dict[str, clu_metrics.Average]
-
-
-@jax.jit
-def _begin(values: Mapping[str, jax.Array]) -> _Averages:
-    # A step that was skipped has no finite loss; `skipped` tells of it, the mean leaves it out.
-    return {
-        name: clu_metrics.Average.from_model_output(value[None], mask=jnp.isfinite(value[None]))
-        for name, value in values.items()
-    }
-
-
-@jax.jit
-def _merge(averages: _Averages, values: Mapping[str, jax.Array]) -> _Averages:
-    return {name: average.merge(averages[name]) for name, average in _begin(values).items()}
-
-
 class Means:
-    """Means of scalars over steps, added up on the devices; only `take` waits for them."""
+    """Means of scalars over steps."""
 
     def __init__(self) -> None:
         """Starts with nothing."""
-        self._averages: _Averages | None = None
+        self._values: dict[str, list[float]] = {}
 
-    def add(self, values: Mapping[str, jax.Array]) -> None:
-        """Adds the scalars of a step, always the same names, which need not be computed yet."""
-        self._averages = (
-            _begin(values) if self._averages is None else _merge(self._averages, values)
-        )
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Adds the scalars of a step, always the same names."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(float(value))
 
     def take(self) -> dict[str, float]:
-        """Returns the mean over the steps with finite values, NaN without any; starts again."""
-        averages = jax.device_get(self._averages or {})
-        self._averages = None
-        return {
-            name: float(average.compute()) if average.count else float("nan")
-            for name, average in averages.items()
-        }
+        """Returns the mean over the steps with finite values, NaN without any; starts again.
+
+        A step that was skipped has no finite loss; `skipped` tells of it, the mean leaves it out.
+        """
+        finite = {name: [x for x in xs if np.isfinite(x)] for name, xs in self._values.items()}
+        self._values = {}
+        return {name: sum(xs) / len(xs) if xs else float("nan") for name, xs in finite.items()}
 
 
 def overview(params: Mapping[str, Any]) -> str:

@@ -148,10 +148,8 @@ def test_a_moment_of_load_does_not_pass_for_a_slow_processor(monkeypatch):
 def test_means_leave_out_what_is_not_finite_and_start_again():
     means = metrics.Means()
     for loss in (1.0, np.nan, 3.0):
-        values = {"loss": jax.numpy.asarray(loss), "bad": jax.numpy.asarray(np.inf)}
-        with jax.transfer_guard("disallow"):  # adding up stays on the devices
-            means.add(values)
+        means.add({"loss": np.float32(loss), "bad": np.float32(np.inf)})
     taken = means.take()
     assert taken["loss"] == 2.0 and np.isnan(taken["bad"])
-    means.add({"loss": jax.numpy.asarray(5.0)})
+    means.add({"loss": np.float32(5.0)})
     assert means.take() == {"loss": 5.0}
