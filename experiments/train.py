@@ -91,12 +91,13 @@ def distrust_cache(mesh: jax.sharding.Mesh) -> None:
     was not compiled: losses differ from run to run, and collectives wait for each other for ever.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    if not (on_cpu and mesh.size > 1 and jax.config.jax_compilation_cache_dir):
+    directory = jax.config.values["jax_compilation_cache_dir"]
+    if not (on_cpu and mesh.size > 1 and directory):
         return
     logging.getLogger("jepa").warning(
         "the compilation cache in %s is not used: with several CPU devices its programs give wrong "
         "results",
-        jax.config.jax_compilation_cache_dir,
+        directory,
     )
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
