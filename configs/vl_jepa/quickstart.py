@@ -82,5 +82,8 @@ def get_config() -> ConfigDict:
         ("zero_shot.labels.direction.accuracy", 0.65),
         ("questions.balanced", 0.70),
         ("gains.questions_over_blank", 0.20),
+        # Over models of their own, which `make demo-baselines` trains.
+        ("gains.hard_over_single_frame_model", 0.10),
+        ("gains.hard_over_shuffled_frames_model", 0.10),
     )
     return config

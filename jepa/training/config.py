@@ -40,7 +40,8 @@ def default_optimizer_config() -> ConfigDict:
       b1, b2, eps: of the moments.
       muon_momentum: Nesterov momentum of Muon's matrices.
       muon_matrices: (pattern, input axes, output axes) of the parameters whose updates Muon makes
-        orthogonal, axes not named being a stack of matrices; everything else gets AdamW.
+        orthogonal, axes not named being a stack of matrices; everything else gets Adam with
+        Nesterov momentum (`b1`, `b2`).
       clip_norm: largest global gradient norm; None for no clipping.
     """
     return ConfigDict(
