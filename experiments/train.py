@@ -155,6 +155,9 @@ def main(
         process_index=process_index,
         process_count=process_count,
     )
+    check_vocabulary = getattr(method, "check_vocabulary", None)
+    if check_vocabulary is not None:
+        check_vocabulary(batches.vocabulary)
     return loop.train(
         config,
         directory,

@@ -198,6 +198,33 @@ class VLJEPA:
                 f"config.loss has no term; give one of {', '.join(terms)} a weight above 0"
             )
 
+    def check_vocabulary(self, sizes: Mapping[str, int | None]) -> None:
+        """Checks the tokenizers of the streams `query` and `text` against the token tables.
+
+        Args:
+          sizes: number of ids of each tokenizer; None where no ids are read (cached features).
+
+        Raises:
+          UserError: a tokenizer has more ids than its table; those beyond would give NaN.
+        """
+        y_encoder = self.model.y_encoder
+        tables = {
+            "query": ("predictor.vocab", self.predictor.vocab),
+            "text": ("y_encoder.vocab", self.tower.vocab),
+        }
+        for stream, (key, entries) in tables.items():
+            size = sizes.get(stream)
+            if size is not None and size > entries:
+                if stream == "text" and y_encoder.tower == "minilm":
+                    raise UserError(
+                        f"data.tokenizer has {size} ids, and MiniLM's table {entries}; set it to "
+                        "'minilm'"
+                    )
+                raise UserError(
+                    f"config.model.{key} is {entries}, but the tokenizer of the stream {stream!r} "
+                    f"has {size} ids; set it to at least {size}"
+                )
+
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Params]:
         """Draws parameters for a batch of this structure; there is no mutable state."""
         keys = jax.random.split(rng, 4)

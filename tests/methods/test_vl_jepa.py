@@ -194,3 +194,12 @@ def test_an_unknown_key_of_the_model_is_named():
 def test_a_method_that_does_not_exist_is_named():
     with pytest.raises(UserError, match="jepa.methods.nothing"):
         methods.from_config(ConfigDict({"method": "jepa.methods.nothing.Nothing"}))
+
+
+def test_a_tokenizer_with_more_ids_than_the_table_is_refused():
+    method = VLJEPA(tiny())
+    method.check_vocabulary({"query": VOCAB + 1, "text": None})
+    with pytest.raises(UserError, match="predictor.vocab is 20.*at least 21"):
+        method.check_vocabulary({"query": VOCAB + 2, "text": None})
+    with pytest.raises(UserError, match="y_encoder.vocab"):
+        method.check_vocabulary({"query": 5, "text": 30522})
