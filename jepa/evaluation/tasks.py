@@ -207,14 +207,14 @@ class ZeroShot:
             prompts = self.prompts[label]
             classes = list(prompts)
             flat = [(number, text) for number, name in enumerate(classes) for text in prompts[name]]
-            table = zero_shot.class_vectors(
+            clips = np.stack([videos[index, self.queries[label]] for index, _ in rows])
+            truth = np.array([classes.index(value) for _, value in rows])
+            shares = zero_shot.classify(
+                clips,
                 np.stack([texts[text] for _, text in flat]),
                 np.array([number for number, _ in flat]),
                 len(classes),
             )
-            clips = np.stack([videos[index, self.queries[label]] for index, _ in rows])
-            truth = np.array([classes.index(value) for _, value in rows])
-            shares = zero_shot.classify(clips, table)
             labels[label] = {
                 "query": self.queries[label],
                 "prompts": len(flat),

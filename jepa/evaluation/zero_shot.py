@@ -13,40 +13,33 @@ import numpy as np
 from jepa.evaluation import intervals
 
 
-def class_vectors(prompts: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """Returns one unit vector a class `[K, S]`: the mean of its normalised prompts, normalised.
+def classify(
+    videos: np.ndarray, prompts: np.ndarray, classes: np.ndarray, count: int
+) -> np.ndarray:
+    """Returns the share `[N, K]` that each class takes of each video: that of the nearest text.
+
+    A class with several texts is as near as its nearest one, so that "a red star" can stand for
+    "star" where the clip shows one. Classes that tie for a video share it evenly, as a fair guess
+    would on average: a model that maps everything to one point is at chance, and not right
+    whenever the first class is.
 
     Args:
-      prompts: `[P, S]`.
-      classes: `[P]` integers below `count`, the class of each prompt.
-      count: the number of classes.
+      videos: `[N, S]`.
+      prompts: `[P, S]`, the class texts.
+      classes: `[P]` integers below `count`, the class of each text.
+      count: the number of classes K.
 
     Raises:
-      ValueError: a class has no prompt.
+      ValueError: a class has no text, or a similarity is not finite.
     """
     classes = np.asarray(classes)
     if set(classes.tolist()) != set(range(count)):
         raise ValueError("every class needs at least one prompt")
-    prompts = _normalised(prompts)
-    sums = np.zeros((count, prompts.shape[1]))
-    np.add.at(sums, classes, prompts)
-    return _normalised(sums)
-
-
-def classify(videos: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Returns for `videos` `[N, S]` the share `[N, K]` that each class of `vectors` `[K, S]` takes.
-
-    The nearest class takes all of it. Classes that tie for it share it evenly, as a fair guess
-    would on average: a model that maps everything to one point is at chance, and not right
-    whenever the first class is.
-
-    Raises:
-      ValueError: a similarity is not finite.
-    """
-    scores = _normalised(videos) @ _normalised(vectors).T
+    scores = _normalised(videos) @ _normalised(prompts).T
     if not np.isfinite(scores).all():
         raise ValueError("zero-shot scores must be finite")
-    nearest = scores == scores.max(axis=1, keepdims=True)
+    of_class = np.stack([scores[:, classes == k].max(axis=1) for k in range(count)], axis=1)
+    nearest = of_class == of_class.max(axis=1, keepdims=True)
     return nearest / nearest.sum(axis=1, keepdims=True)
 
 

@@ -65,12 +65,13 @@ def test_identical_clips_of_a_group_score_chance_and_not_less():
     np.testing.assert_allclose(hits, chances)
 
 
-def test_class_vectors_average_directions_not_lengths():
-    prompts = np.array([[10.0, 0], [0, 1], [0, -2]])
-    vectors = zero_shot.class_vectors(prompts, np.array([0, 0, 1]), 2)
-    np.testing.assert_allclose(vectors, [[2**-0.5, 2**-0.5], [0, -1]])
+def test_a_class_is_as_near_as_its_nearest_text():
+    prompts = np.array([[10.0, 0], [0, 1], [0.6, 0.8]])
+    classes = np.array([0, 0, 1])
+    shares = zero_shot.classify(np.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.6]]), prompts, classes, 2)
+    np.testing.assert_array_equal(shares, [[1, 0], [1, 0], [0, 1]])
     with pytest.raises(ValueError, match="at least one prompt"):
-        zero_shot.class_vectors(prompts, np.array([0, 0, 0]), 2)
+        zero_shot.classify(prompts, prompts, np.array([0, 0, 0]), 2)
 
 
 def test_zero_shot_summary_against_counting():
@@ -93,13 +94,15 @@ def test_zero_shot_summary_against_counting():
 def test_classify_finds_the_nearest_whatever_the_lengths():
     vectors = np.array([[1.0, 0], [0, 100.0]])
     videos = np.array([[0.9, 0.8], [0.1, 0.2]])
-    np.testing.assert_array_equal(zero_shot.classify(videos, vectors), np.eye(2))
+    np.testing.assert_array_equal(zero_shot.classify(videos, vectors, np.arange(2), 2), np.eye(2))
 
 
 def test_tied_classes_share_and_a_collapsed_model_is_at_chance():
-    shares = zero_shot.classify(np.ones((4, 2)), np.array([[1.0, 0], [0, 1], [-1, 0]]))
+    shares = zero_shot.classify(
+        np.ones((4, 2)), np.array([[1.0, 0], [0, 1], [-1, 0]]), np.arange(3), 3
+    )
     np.testing.assert_array_equal(shares, [[0.5, 0.5, 0]] * 4)
-    collapsed = zero_shot.classify(np.ones((8, 2)), np.ones((4, 2)))
+    collapsed = zero_shot.classify(np.ones((8, 2)), np.ones((4, 2)), np.arange(4), 4)
     found = zero_shot.summary(np.zeros(8, int), collapsed, list("abcd"))
     assert found["accuracy"]["value"] == found["accuracy"]["chance"] == 0.25
     assert found["confusion"][0] == [2, 2, 2, 2]
@@ -108,7 +111,7 @@ def test_tied_classes_share_and_a_collapsed_model_is_at_chance():
 def test_similarities_that_are_not_finite_are_refused():
     broken = np.array([[np.nan, 1.0]])
     with pytest.raises(ValueError, match="finite"):
-        zero_shot.classify(broken, np.eye(2))
+        zero_shot.classify(broken, np.eye(2), np.arange(2), 2)
     with pytest.raises(ValueError, match="finite"):
         question_answering.nearest(broken, np.eye(2), [[0, 1]], [0])
 
