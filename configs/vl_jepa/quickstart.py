@@ -52,15 +52,15 @@ def get_config() -> ConfigDict:
 
     config.optimizer = default_optimizer_config()
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 50
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.warmup_steps = 30
     config.optimizer.b2 = 0.98
 
     config.train = default_train_config()
-    config.train.steps = 1000
-    config.train.global_batch = 32
-    config.train.log_every = 25
-    config.train.save_every = 200
+    config.train.steps = 440
+    config.train.global_batch = 64
+    config.train.log_every = 20
+    config.train.save_every = 110
 
     config.evaluation = default_evaluation()
     with config.evaluation.ignore_type():
