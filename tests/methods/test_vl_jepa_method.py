@@ -15,7 +15,7 @@ from jepa.training import config as configs
 from jepa.training import loop
 from jepa.training.optimizer import flatten
 from jepa.training.state import Initializer
-from jepa.training.step import compile_step
+from jepa.training.step import lower
 
 CLIPS, PAIRS, VOCAB = 8, 2, 19
 
@@ -23,6 +23,7 @@ CLIPS, PAIRS, VOCAB = 8, 2, 19
 def tiny(**overrides):
     config = ConfigDict({"seed": 3, "method": "jepa.methods.vl_jepa.VLJEPA", "dtype": "float32"})
     config.data = {"path": "unused"}
+    config.mesh = configs.default_mesh_config()
     config.model = default_model()
     config.model.shared_dim = 8
     config.model.x_encoder.update(patch=8, width=16, depth=2, heads=2)
@@ -58,6 +59,19 @@ def batch(step=0):
 SPEC = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch())
 
 
+# Compiling is nearly all the time these tests take, and speed is not what they are about.
+QUICK = {"xla_backend_optimization_level": 0}
+FIRST = {}
+
+
+def first_state(config, start):
+    """The state of step 0, drawn once for all meshes."""
+    key = (config.dtype, config.optimizer.name, config.model.x_encoder.frozen)
+    if key not in FIRST:
+        FIRST[key] = jax.device_get(start.create())
+    return jax.device_put(FIRST[key], start.shardings)
+
+
 def run(devices=1, steps=20, **overrides):
     config = tiny(**overrides)
     mesh = meshes.make_mesh(config.mesh, jax.devices()[:devices])
@@ -65,8 +79,8 @@ def run(devices=1, steps=20, **overrides):
     configs.check_run(config, method, devices)
     step = loop.make_step(config, method)
     start = Initializer(method, step.optimizer, mesh, SPEC, seed=config.seed, dtype=config.dtype)
-    program = compile_step(step, mesh, start.shapes, SPEC)
-    state, history = start.create(), []
+    program = lower(step, mesh, start.shapes, SPEC).compile(compiler_options=QUICK)
+    state, history = first_state(config, start), []
     for i in range(steps):
         state, metrics = program(state, put(batch(i), meshes.batch_sharding(mesh)))
         history.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
@@ -99,14 +113,14 @@ def test_float64_loss_and_gradient_norm_agree_on_any_mesh(reference, devices, ax
 
 def test_float32_agrees_at_the_first_step():
     _, one = run(1, steps=1)
-    for devices, axes in ((2, {}), (8, {}), (4, {"mesh.fsdp": 2}), (4, {"mesh.tensor": 2})):
+    for devices, axes in ((8, {}), (4, {"mesh.fsdp": 2, "mesh.tensor": 2})):
         _, many = run(devices, steps=1, **axes)
         np.testing.assert_allclose(many, one, rtol=1e-5)
 
 
 def test_muon_takes_the_same_steps_on_a_mesh_that_cuts_its_matrices():
     with jax.enable_x64(True):
-        muon = {"dtype": "float64", "optimizer.name": "muon", "steps": 4}
+        muon = {"dtype": "float64", "optimizer.name": "muon", "steps": 3}
         _, one = run(1, **muon)
         _, many = run(4, **muon, **{"mesh.fsdp": 2, "mesh.tensor": 2})
     np.testing.assert_allclose(many, one, rtol=1e-9)
@@ -154,16 +168,12 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 
 def test_frozen_parts_do_not_move_and_groups_scale_the_rate():
-    before, _ = run(steps=0, **{"model.x_encoder.frozen": True})
-    after, _ = run(steps=2, **{"model.x_encoder.frozen": True})
-    old, new = flatten(before.params), flatten(after.params)
-    still = {path for path in old if np.array_equal(old[path], new[path])}
-    assert {path for path in old if path.startswith("x_encoder/")} <= still
-    assert "y_encoder/head/projection/kernel" not in still
+    after, _ = run(steps=1, **{"model.x_encoder.frozen": True})
+    old = flatten(FIRST["float32", "adamw", True].params)
+    moved = {path: np.abs(leaf - old[path]).max() for path, leaf in flatten(after.params).items()}
+    assert not any(moved[path] for path in moved if path.startswith("x_encoder/"))
     # Adam's first step is the rate itself, so the tower's moves at a twentieth of the head's.
-    moved, start = (flatten(run(steps=n)[0].params) for n in (1, 0))
-    step = {p: np.abs(moved[p] - start[p]).max() for p in moved}
-    ratio = step["y_encoder/tower/table/embedding"] / step["y_encoder/head/projection/kernel"]
+    ratio = moved["y_encoder/tower/table/embedding"] / moved["y_encoder/head/projection/kernel"]
     assert 0.04 < ratio < 0.06
 
 
@@ -180,7 +190,8 @@ def test_a_config_that_cannot_work_is_refused_in_one_sentence(overrides, words):
     if words == "no term":
         overrides = {**overrides, "loss.sigreg_prediction": 0.0, "loss.sigreg_target": 0.0}
     with pytest.raises(UserError, match=words):
-        run(8, steps=0, **overrides)
+        config = tiny(**overrides)
+        configs.check_run(config, methods.from_config(config), 8)
 
 
 def test_an_unknown_key_of_the_model_is_named():
