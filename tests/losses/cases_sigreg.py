@@ -1,0 +1,3 @@
+"""Cases of `loss_cases`."""
+
+CASES = []
