@@ -8,7 +8,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jepa.parallel.mesh import BATCH_AXES
 
 ROWS = 16
 
@@ -55,7 +59,7 @@ def value_and_gradients(reference, inputs, learnt):
     for name in learnt:
         gradient = np.zeros(inputs[name].shape)
         for index in np.ndindex(gradient.shape):
-            moved = inputs[name].astype(np.complex128)
+            moved = np.array(inputs[name], np.complex128)
             moved[index] += 1j * step
             gradient[index] = np.imag(reference({**inputs, name: moved})) / step
         gradients[name] = gradient
@@ -67,6 +71,42 @@ def embeddings(seed=0, width=6):
     rng = np.random.default_rng(seed)
     p = rng.standard_normal((ROWS, width))
     return p, p + rng.standard_normal((ROWS, width))
+
+
+def as_float32(inputs):
+    """The inputs as a run in float32 has them."""
+    return {k: v.astype("float32") if v.dtype.kind == "f" else v for k, v in inputs.items()}
+
+
+def on_mesh(case, mesh, inputs):
+    """The loss and its gradients, computed from arrays that lie on the mesh as in training."""
+    put, shardings = {}, {}
+    for name, x in inputs.items():
+        cut = PartitionSpec(*(None,) * (name in case.views), BATCH_AXES)
+        shardings[name] = NamedSharding(mesh, cut if x.ndim else PartitionSpec())
+        put[name] = jax.make_array_from_callback(x.shape, shardings[name], x.__getitem__)
+    learnt = {name: put.pop(name) for name in case.learnt(case.inputs())}
+    outputs = NamedSharding(mesh, PartitionSpec()), {name: shardings[name] for name in learnt}
+
+    def step(learnt, rest):
+        return jax.value_and_grad(lambda learnt: case.loss({**learnt, **rest}))(learnt)
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step, out_shardings=outputs).lower(learnt, put)
+        program = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+        value, gradients = program(learnt, put)
+    return value, gradients
+
+
+def assert_close(got, wanted, tolerance):
+    """The largest difference is measured against the largest number of the array."""
+    value, gradients = got
+    np.testing.assert_allclose(value, wanted[0], rtol=tolerance)
+    assert gradients.keys() == wanted[1].keys()
+    for name, gradient in gradients.items():
+        scale = np.abs(wanted[1][name]).max()
+        error = np.abs(np.asarray(gradient, np.float64) - wanted[1][name]).max()
+        assert error <= tolerance * scale, f"{name}: {error / scale:.2e} of the largest"
 
 
 def all_cases():
