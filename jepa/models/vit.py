@@ -21,12 +21,11 @@ from jepa.nn.blocks import PreNormBlock
 from jepa.nn.linear import matrix_init
 from jepa.nn.mlp import GeluMlp
 from jepa.nn.norms import LayerNorm
-from jepa.nn.positions import sincos_3d
+from jepa.nn.positions import POSITIONS, sincos
 from jepa.nn.stack import Stack
 from jepa.parallel.partition import Table, constrain, prefixed
 
 ROPES = ("rotation", "tiled", "none")
-POSITIONS = ("none", "sincos")
 
 # Fields of VideoTransformer by the name of a size. L, H and g are V-JEPA 2's, G is 2.1's.
 VITS: Mapping[str, Mapping[str, Any]] = {
@@ -92,9 +91,10 @@ class VideoTransformer(nn.Module):
       patch: side of a patch, in pixels.
       tubelet: frames to a token.
       rope: "tiled" (V-JEPA 2's released form), "rotation" (V-JEPA 2.1; see `nn.rotary`) or "none".
-      positions: what is added to the tokens: "none" (V-JEPA 2) or the fixed "sincos" table of
-        I-JEPA and V-JEPA. Rotary positions are relative; a small model that trains for minutes
-        learns where things are, and so where they go, much sooner from absolute ones.
+      positions: what is added to the tokens: "none" (V-JEPA 2) or a fixed table, "sincos_2d"
+        (I-JEPA), "sincos_uniform" (V-JEPA) or "sincos" (see `nn.positions`). Rotary positions are
+        relative; a small model that trains for minutes learns where things are, and so where they
+        go, much sooner from absolute ones.
       pretrain_grid: rows and columns to which positions are stretched (2.1: 16), or None.
       gelu: "exact" or "tanh".
       remat: a policy of `nn.stack.REMAT`.
@@ -158,8 +158,8 @@ class VideoTransformer(nn.Module):
             pretrain_grid=self.pretrain_grid,
             dtype=jnp.promote_types(self.dtype, jnp.float32),
         )
-        if self.positions == "sincos":
-            x = x + sincos_3d(positions, self.width).astype(x.dtype)
+        if self.positions != "none":
+            x = x + sincos(positions, self.width, self.positions).astype(x.dtype)
         if token_ids is not None:
             x = jnp.take_along_axis(x, token_ids[..., None], axis=1)
             positions = rotary.gather(positions, token_ids)
