@@ -97,7 +97,11 @@ def default_train_config() -> ConfigDict:
     Keys:
       steps: length of the run.
       global_batch: examples a step, over all devices.
-      accumulate: micro-batches a step; see `TrainStep` for what that means to contrastive losses.
+      accumulate: micro-batches a step, whose losses and gradients are averaged; a loss that
+        compares examples then sees those of its own micro-batch only.
+      gradient_cache: with `accumulate` above 1, the loss and the gradient of the whole batch at the
+        activation memory of one micro-batch, for one more forward pass (which the FLOPs and the MFU
+        of a run do not count); see `jepa.training.gradients.cached`.
       log_every, save_every, eval_every: in steps; the last step logs, saves and evaluates too.
         `save_every=0` saves at the last step only, `eval_every=0` never evaluates.
       keep_last: checkpoints to keep; with one only, there is none to fall back to when it is
@@ -114,6 +118,7 @@ def default_train_config() -> ConfigDict:
             "steps": 1000,
             "global_batch": 64,
             "accumulate": 1,
+            "gradient_cache": False,
             "log_every": 50,
             "eval_every": 0,
             "save_every": 500,
@@ -205,6 +210,12 @@ def _check_values(config: ConfigDict) -> None:
     for key in ("eval_every", "save_every"):
         _at_least(f"train.{key}", train[key], 0)
     _at_least("train.max_consecutive_skipped", train.max_consecutive_skipped, 1)
+    if train.gradient_cache and train.accumulate == 1:
+        raise UserError(
+            "The config key 'train.gradient_cache' is True, but train.accumulate is 1 and there "
+            "are no micro-batches; set train.accumulate to their number, or train.gradient_cache "
+            "to False."
+        )
     if train.keep_best_mode not in ("max", "min"):
         raise UserError(
             f"The config key 'train.keep_best_mode' is {train.keep_best_mode!r}; "

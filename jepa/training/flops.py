@@ -1,4 +1,9 @@
-"""Peak arithmetic of devices, and model FLOPs utilisation (MFU) against it."""
+"""Peak arithmetic of devices, and model FLOPs utilisation (MFU) against it.
+
+What is counted is `Method.flops`, the useful arithmetic of a step on its batch. Work that is done
+again to save memory (rematerialisation, the second forward pass of a gradient cache) is not in it:
+it takes time, and so lowers the utilisation.
+"""
 
 from __future__ import annotations
 

@@ -92,6 +92,7 @@ def make_step(config: ConfigDict, method: Method) -> TrainStep:
         seed=config.seed,
         ema=configs.ema_schedule(config),
         accumulate=config.train.accumulate,
+        gradient_cache=config.train.gradient_cache,
     )
 
 

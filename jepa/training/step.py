@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jepa.methods.base import Batch, Method, Metrics
+from jepa.methods.base import Batch, Method, Metrics, Outputs
 from jepa.parallel import mesh as meshes
-from jepa.parallel import partition
+from jepa.training.gradients import Differentiated, accumulated, cached, whole
 from jepa.training.optimizer import Optimizer, merge, split
 from jepa.training.schedules import Schedule
 from jepa.training.state import TrainState
@@ -25,14 +25,6 @@ from jepa.training.state import TrainState
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
-
-
-def _on_batch_axes(x: jax.Array) -> jax.Array:
-    return partition.constrain(x, "batch", *(None,) * (x.ndim - 1))
-
-
-def _mean(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.mean(axis=0), tree)
 
 
 def _average(target: Any, params: Any, momentum: jax.Array) -> Any:
@@ -55,10 +47,12 @@ class TrainStep:
       optimizer: how the gradient becomes an update.
       seed: of the run; the key of a step is folded from (seed, step) alone.
       ema: momentum of the target by step; None when the method needs no target.
-      accumulate: micro-batches a step. Their losses and gradients are averaged. A loss that
-        compares examples, such as InfoNCE, sees the negatives of its own micro-batch only.
-        Micro-batch `i` holds the examples `i, i + accumulate, ...`, so that every device splits
-        what it already has.
+      accumulate: micro-batches a step, for a batch whose activations do not fit into memory. See
+        `jepa.training.microbatches` for which examples each one holds.
+      gradient_cache: what they mean. If False, the losses and gradients of micro-batches are
+        averaged: a loss that compares examples, such as InfoNCE, sees the negatives of its own
+        micro-batch only. If True, loss and gradient are those of the whole batch, for one more
+        forward pass; see `jepa.training.gradients.cached`.
     """
 
     method: Method
@@ -66,12 +60,13 @@ class TrainStep:
     seed: int
     ema: Schedule | None = None
     accumulate: int = 1
+    gradient_cache: bool = False
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Returns the next state, and scalars: loss, gradient norm, rate, the method's own."""
         rng = jax.random.fold_in(jax.random.key(self.seed), state.step)
         trainable, frozen = split(state.params, self.optimizer.frozen)
-        loss, metrics, method_state, gradients = self._gradients(
+        loss, metrics, method_state, gradients = self._differentiate(
             trainable, frozen, state, batch, rng
         )
         gradient_norm = optax.tree.norm(gradients)
@@ -102,45 +97,23 @@ class TrainStep:
             "skipped_in_a_row": state.skipped_in_a_row,
         }
 
-    def _loss(
-        self, trainable: Any, frozen: Any, state: TrainState, method_state: Any, batch: Batch, rng
-    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        params = merge(trainable, frozen)
-        outputs, method_state = self.method.represent(
-            params, state.target_params, method_state, batch, rng
-        )
-        loss, metrics = self.method.objective(outputs, state.step)
-        return loss, (metrics, method_state)
-
-    def _gradients(
+    def _differentiate(
         self, trainable: Any, frozen: Any, state: TrainState, batch: Batch, rng: jax.Array
-    ) -> tuple[jax.Array, Metrics, Any, Any]:
-        value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
-        if self.accumulate == 1:
-            (loss, (metrics, method_state)), gradients = value_and_grad(
-                trainable, frozen, state, state.method_state, batch, rng
-            )
-            return loss, metrics, method_state, gradients
+    ) -> Differentiated:
+        def represent(trainable: Any, method_state: Any, batch: Batch, rng: jax.Array):
+            params = merge(trainable, frozen)
+            return self.method.represent(params, state.target_params, method_state, batch, rng)
 
-        def body(carry: tuple[Any, Any], part: tuple[jax.Array, Batch]):
-            method_state, total = carry
-            index, micro = part
-            micro = jax.tree.map(_on_batch_axes, micro)
-            (loss, (metrics, method_state)), gradients = value_and_grad(
-                trainable, frozen, state, method_state, micro, jax.random.fold_in(rng, index)
-            )
-            return (method_state, jax.tree.map(jnp.add, total, gradients)), (loss, metrics)
+        def objective(outputs: Outputs) -> tuple[jax.Array, Metrics]:
+            return self.method.objective(outputs, state.step)
 
-        parts = jax.tree.map(self._split, batch)
-        zeros = jax.tree.map(jnp.zeros_like, trainable)
-        (method_state, total), (losses, metrics) = jax.lax.scan(
-            body, (state.method_state, zeros), (jnp.arange(self.accumulate), parts)
-        )
-        gradients = jax.tree.map(lambda g: g / self.accumulate, total)
-        return losses.mean(), _mean(metrics), method_state, gradients
-
-    def _split(self, x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x.reshape(-1, self.accumulate, *x.shape[1:]), 0, 1)
+        if self.gradient_cache:
+            gradient = cached(represent, objective, self.accumulate)
+        elif self.accumulate > 1:
+            gradient = accumulated(represent, objective, self.accumulate)
+        else:
+            gradient = whole(represent, objective)
+        return gradient(trainable, state.method_state, batch, rng)
 
 
 @dataclasses.dataclass(frozen=True)
