@@ -1,0 +1,390 @@
+"""The two passes of the Epps-Pulley statistic as Pallas kernels for TPU.
+
+Letters: n rows of this device, D width, S slices, K knots `t_k = start + k * spacing`; R rows and
+C slices of one tile. `p` is the projection of the rows on the slices, `[n, S]`.
+
+A tile of `p` is made on the matrix unit, turned into sums or into a gradient, and forgotten: `p`
+never reaches the chip's memory, and neither does anything else of its size. One sine and one
+cosine an element serve all knots, by the rotation
+`exp(i t_(k+1) p) = exp(i t_k p) exp(i spacing p)`.
+
+Both functions work on one device's arrays: on a mesh, call them under `jax.shard_map`, since XLA
+cannot cut a kernel. They lower for TPUs alone. JAX raises a ValueError when they are lowered for
+another platform, unless the caller asks for the interpreter, which is slow and meant for tests.
+The platform is not looked up here: a program compiled ahead of time for a TPU is traced on a CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+STRIP = 64  # Rows that are rotated at a time: 8 registers each of c, s, c1, s1 out of 64.
+ROW_TILES = (512, 256, 128, 64)
+SLICE_TILES = (1024, 512, 256, 128)
+VMEM_BYTES = 15 * 2**20  # Of the 16 MiB that a kernel gets.
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Rows and slices of one tile."""
+
+    rows: int
+    slices: int
+
+
+def characteristic_sums(
+    x: jax.Array,
+    directions: jax.Array,
+    start: float,
+    spacing: float,
+    knots: int,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Sums over the rows of `cos(t_k p)` and `sin(t_k p)`, `p = x @ directions` in float32.
+
+    Args:
+      x: `[n, D]`, float32 or bfloat16; widened tile by tile.
+      directions: `[D, S]` float32.
+      start: first knot.
+      spacing: distance between knots.
+      knots: K, at least 1; the kernel's code grows with it.
+      interpret: run on any platform, slowly, instead of compiling for a TPU.
+
+    Returns:
+      Two `[K, S]` float32.
+
+    Raises:
+      ValueError: shapes or types that do not fit, or a D that is too large for the tiles.
+    """
+    _check(x, directions, knots)
+    count, width = x.shape
+    slices = directions.shape[1]
+    tiles = tiles_for(count, width, slices, knots, x.dtype.itemsize, backward=False)
+    directions = _pad_slices(directions, tiles.slices)
+    padded = directions.shape[1]
+    sums = jax.ShapeDtypeStruct((knots, padded), jnp.float32)
+    sums_block = pl.BlockSpec((knots, tiles.slices), lambda s, r: (0, s))
+    partial_sums = pltpu.VMEM((knots, 8, tiles.slices), jnp.float32)
+    cosines, sines = pl.pallas_call(
+        functools.partial(
+            _sums_kernel, start=float(start), spacing=float(spacing), knots=knots, count=count
+        ),
+        out_shape=(sums, sums),
+        grid=(padded // tiles.slices, pl.cdiv(count, tiles.rows)),
+        in_specs=[
+            pl.BlockSpec((tiles.rows, width), lambda s, r: (r, 0)),
+            pl.BlockSpec((width, tiles.slices), lambda s, r: (0, s)),
+        ],
+        out_specs=(sums_block, sums_block),
+        scratch_shapes=[
+            pltpu.VMEM((tiles.rows, tiles.slices), jnp.float32),
+            partial_sums,
+            partial_sums,
+        ],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        interpret=interpret,
+        name="epps_pulley_sums",
+    )(x, directions)
+    return cosines[:, :slices], sines[:, :slices]
+
+
+def pull_back(
+    x: jax.Array,
+    directions: jax.Array,
+    sine_weights: jax.Array,
+    cosine_weights: jax.Array,
+    start: float,
+    spacing: float,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """`(sum_k sine_weights sin(t_k p) + cosine_weights cos(t_k p)) @ directions.T`.
+
+    Args:
+      x: `[n, D]`, float32 or bfloat16.
+      directions: `[D, S]` float32.
+      sine_weights: `[K, S]` float32.
+      cosine_weights: `[K, S]` float32.
+      start: first knot.
+      spacing: distance between knots.
+      interpret: run on any platform, slowly, instead of compiling for a TPU.
+
+    Returns:
+      `[n, D]` float32.
+
+    Raises:
+      ValueError: shapes or types that do not fit, or a D that is too large for the tiles.
+    """
+    knots = sine_weights.shape[0]
+    _check(x, directions, knots)
+    for weights in (sine_weights, cosine_weights):
+        if weights.shape != (knots, directions.shape[1]) or weights.dtype != jnp.float32:
+            raise ValueError(
+                f"weights must be float32 [knots, slices], not {weights.dtype} {weights.shape}"
+            )
+    count, width = x.shape
+    slices = directions.shape[1]
+    tiles = tiles_for(count, width, slices, knots, x.dtype.itemsize, backward=True)
+    # Slices of zeros with weights of zero: they add nothing to the sum over slices.
+    directions, sine_weights, cosine_weights = (
+        _pad_slices(a, tiles.slices) for a in (directions, sine_weights, cosine_weights)
+    )
+    weights_block = pl.BlockSpec((knots, tiles.slices), lambda r, s: (0, s))
+    rows_block = pl.BlockSpec((tiles.rows, width), lambda r, s: (r, 0))
+    return pl.pallas_call(
+        functools.partial(_pull_back_kernel, start=float(start), spacing=float(spacing)),
+        out_shape=jax.ShapeDtypeStruct((count, width), jnp.float32),
+        grid=(pl.cdiv(count, tiles.rows), directions.shape[1] // tiles.slices),
+        in_specs=[
+            rows_block,
+            pl.BlockSpec((width, tiles.slices), lambda r, s: (0, s)),
+            weights_block,
+            weights_block,
+        ],
+        out_specs=rows_block,
+        scratch_shapes=[pltpu.VMEM((tiles.rows, tiles.slices), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        interpret=interpret,
+        name="epps_pulley_pull_back",
+    )(x, directions, sine_weights, cosine_weights)
+
+
+def tiles_for(
+    count: int, width: int, slices: int, knots: int, itemsize: int, *, backward: bool
+) -> Tiles:
+    """Chooses the tiles with the least traffic among those that fit into the kernel's memory.
+
+    The forward pass reads `x` once for every tile of slices, the backward pass the directions
+    once for every tile of rows; of equals the larger tile wins, since the matrix unit likes long
+    runs of rows.
+
+    Raises:
+      ValueError: not even the smallest tiles fit.
+    """
+    fitting = [
+        Tiles(rows, columns)
+        for rows in _useful(ROW_TILES, count)
+        for columns in _useful(SLICE_TILES, slices)
+        if vmem_bytes(Tiles(rows, columns), width, knots, itemsize, backward=backward) <= VMEM_BYTES
+    ]
+    if not fitting:
+        raise ValueError(
+            f"the Epps-Pulley kernel cannot hold a tile of width {width} with {knots} knots in "
+            f"{VMEM_BYTES >> 20} MiB; use the XLA form"
+        )
+
+    def cost(tiles: Tiles) -> tuple[int, int]:
+        tiles_read_again = (
+            math.ceil(count / tiles.rows) if backward else math.ceil(slices / tiles.slices)
+        )
+        return tiles_read_again, -tiles.rows * tiles.slices
+
+    return min(fitting, key=cost)
+
+
+def vmem_bytes(tiles: Tiles, width: int, knots: int, itemsize: int, *, backward: bool) -> int:
+    """Counts the kernel's memory: what is streamed is there twice, and registers are 8 by 128."""
+    lanes = math.ceil(width / LANES) * LANES
+    sublanes = math.ceil(width / 8) * 8
+    sums = math.ceil(knots / 8) * 8 * tiles.slices * 4
+    streamed = tiles.rows * lanes * itemsize + sublanes * tiles.slices * 4 + 2 * sums
+    scratch = tiles.rows * tiles.slices * 4
+    # What the compiler keeps of a left operand that it cuts into bfloat16 pieces, as measured.
+    scratch += 17 * tiles.rows * max(lanes, tiles.slices if backward else 0)
+    if backward:
+        streamed += tiles.rows * lanes * 4
+    else:
+        scratch += 2 * knots * 8 * tiles.slices * 4
+    return 2 * streamed + scratch
+
+
+def _useful(sizes: tuple[int, ...], extent: int) -> list[int]:
+    """The sizes that are not more than twice what is there, and at least the smallest."""
+    return [size for size in sizes if size < 2 * extent] or [sizes[-1]]
+
+
+def _check(x: jax.Array, directions: jax.Array, knots: int) -> None:
+    if x.ndim != 2 or directions.ndim != 2 or x.shape[1] != directions.shape[0]:
+        raise ValueError(f"needs [n, D] and [D, S], not {x.shape} and {directions.shape}")
+    if 0 in x.shape or directions.shape[1] < 1 or knots < 1:
+        raise ValueError(f"nothing to sum: {x.shape}, {directions.shape} and {knots} knots")
+    if x.dtype not in (jnp.float32, jnp.bfloat16) or directions.dtype != jnp.float32:
+        raise ValueError(
+            "the kernel takes float32 or bfloat16 rows and float32 directions, not "
+            f"{x.dtype} and {directions.dtype}; use the XLA form"
+        )
+
+
+def _pad_slices(array: jax.Array, multiple: int) -> jax.Array:
+    return jnp.pad(array, ((0, 0), (0, -array.shape[1] % multiple)))
+
+
+def _sums_kernel(x, directions, cosines, sines, p, cosine_parts, sine_parts, **settings):
+    """One tile of rows and slices; rows that are not there must not count, since cos 0 is 1."""
+    start, spacing, knots, count = (settings[k] for k in ("start", "spacing", "knots", "count"))
+    tile = pl.program_id(1)
+
+    @pl.when(tile == 0)
+    def _():
+        cosine_parts[...] = jnp.zeros_like(cosine_parts)
+        sine_parts[...] = jnp.zeros_like(sine_parts)
+
+    p[...] = _project(x, directions)
+
+    def strip(rows: pl.Slice, columns: pl.Slice, first_row: jax.Array) -> None:
+        angles = p[rows, columns]
+        if count % p.shape[0]:
+            row = jax.lax.broadcasted_iota(jnp.int32, angles.shape, 0)
+            there = row < count - tile * p.shape[0] - first_row
+            angles = jnp.where(there, angles, 0.0)  # What is beyond the rows may be NaN.
+            here = jnp.where(there, 1.0, 0.0)
+        else:
+            here = jnp.ones_like(angles)
+        step_sine, step_cosine = sine_cosine(angles * spacing)
+        if start == 0:
+            sine, cosine = jnp.zeros_like(angles), here
+        else:
+            sine, cosine = (here * a for a in sine_cosine(angles * start))
+        for k in range(knots):
+            if k:
+                cosine, sine = (
+                    cosine * step_cosine - sine * step_sine,
+                    sine * step_cosine + cosine * step_sine,
+                )
+            cosine_parts[k, :, columns] += _by_sublane(cosine)
+            sine_parts[k, :, columns] += _by_sublane(sine)
+
+    _for_strips(p, strip)
+
+    @pl.when(tile == pl.num_programs(1) - 1)
+    def _():
+        cosines[...] = jnp.sum(cosine_parts[...], axis=1)
+        sines[...] = jnp.sum(sine_parts[...], axis=1)
+
+
+def _pull_back_kernel(x, directions, sine_weights, cosine_weights, out, p, *, start, spacing):
+    """One tile; by Horner's rule `sum_k w_k z^k`, `w = cosine_weights - i sine_weights`."""
+    knots = sine_weights.shape[0]
+    p[...] = _project(x, directions)
+
+    def strip(rows: pl.Slice, columns: pl.Slice, first_row: jax.Array) -> None:
+        del first_row  # Rows that are not there are not written.
+        angles = p[rows, columns]
+        step_sine, step_cosine = sine_cosine(angles * spacing)
+        last = pl.ds(knots - 1, 1)
+        real = jnp.broadcast_to(cosine_weights[last, columns], angles.shape)
+        imaginary = jnp.broadcast_to(-sine_weights[last, columns], angles.shape)
+        for k in reversed(range(knots - 1)):
+            real, imaginary = (
+                real * step_cosine - imaginary * step_sine + cosine_weights[pl.ds(k, 1), columns],
+                imaginary * step_cosine + real * step_sine - sine_weights[pl.ds(k, 1), columns],
+            )
+        if start != 0:
+            sine, cosine = sine_cosine(angles * start)
+            real = real * cosine - imaginary * sine
+        p[rows, columns] = real
+
+    _for_strips(p, strip)
+    part = jax.lax.dot_general(
+        p[...],
+        directions[...],
+        (((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    tile = pl.program_id(1)
+
+    @pl.when(tile == 0)
+    def _():
+        out[...] = part
+
+    @pl.when(tile != 0)
+    def _():
+        out[...] += part
+
+
+def _project(x, directions) -> jax.Array:
+    return jnp.dot(
+        x[...].astype(jnp.float32),
+        directions[...],
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _for_strips(p, strip) -> None:
+    """Walks over a tile in pieces whose state stays in registers."""
+    columns = p.shape[1] // LANES
+
+    def body(i: jax.Array, _: None) -> None:
+        row = pl.multiple_of(i // columns * STRIP, STRIP)
+        column = pl.multiple_of(i % columns * LANES, LANES)
+        strip(pl.ds(row, STRIP), pl.ds(column, LANES), row)
+
+    jax.lax.fori_loop(0, p.shape[0] // STRIP * columns, body, None)
+
+
+def _by_sublane(a: jax.Array) -> jax.Array:
+    """`[STRIP, LANES]` -> `[8, LANES]`: whole registers are added, and nothing is shuffled."""
+    return jnp.sum(a.reshape(-1, 8, LANES), axis=0)
+
+
+# A little more than pi / 2, since the number of half turns is rounded after a rounded product.
+REDUCED = 1.65
+
+
+def _near_zero(function, degree: int) -> list[float]:
+    """Near-minimax polynomial for `function` of `z` in `[0, REDUCED^2]`, lowest power first."""
+    domain = [0, REDUCED**2]
+    fit = np.polynomial.chebyshev.Chebyshev.interpolate(function, degree, domain=domain)
+    return [float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
+
+
+# sin r = r + r z P(z) and cos r = 1 + z Q(z) with z = r^2: exact at 0.
+SINE = _near_zero(lambda z: (np.sin(np.sqrt(z)) / np.sqrt(z) - 1) / z, 3)
+COSINE = _near_zero(lambda z: (np.cos(np.sqrt(z)) - 1) / z, 4)
+# pi in two parts; the first has 16 bits, so that up to 256 times it is exact in float32.
+PI_HIGH = math.floor(math.pi * 2**14) / 2**14
+PI_LOW = math.pi - PI_HIGH
+ROUND = 1.5 * 2**23  # Adding it leaves no room for a fraction: the last bits are the integer.
+ROUND_BITS = int(np.float32(ROUND).view(np.int32))
+
+
+def sine_cosine(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sine and cosine of float32 `x` in 31 operations together; Mosaic's own take 160.
+
+    Within 2e-7 for |x| <= 800. Beyond, the error is that of an argument wrong by a unit in its
+    last place, and results stay within [-1, 1] to rounding.
+    """
+    # Integers hold the rounded number: XLA would fold adding and subtracting a constant.
+    shifted = jax.lax.bitcast_convert_type(x * (1 / math.pi) + ROUND, jnp.int32)
+    odd = shifted << 31
+    turns = (shifted - ROUND_BITS).astype(jnp.float32)
+    r = x - turns * PI_HIGH - turns * PI_LOW
+    r = jnp.clip(r, -REDUCED, REDUCED)
+    z = r * r
+    sine = r + r * z * _horner(SINE, z)
+    cosine = 1 + z * _horner(COSINE, z)
+    return _flip_sign(sine, odd), _flip_sign(cosine, odd)
+
+
+def _horner(coefficients: list[float], z: jax.Array) -> jax.Array:
+    value = jnp.full_like(z, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * z + coefficient
+    return value
+
+
+def _flip_sign(x: jax.Array, sign_bit: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) ^ sign_bit
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
