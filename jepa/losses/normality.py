@@ -18,10 +18,10 @@ N(0, 1). Divide by N for a number that does not grow.
 | jarque_bera | moments 1 to 4 | about 4 for large N | about 7 N / 8 |
 | mean_variance | moments 1 and 2 | about 2 for large N | (N - 1) / 2 |
 
-These are for ablations. The first four sort the global batch, so all `N * S` numbers cross devices
-in the forward and in the backward pass (each device sorts whole slices where the mesh divides S;
-else every device sorts everything). The moments reduce to a few numbers a slice. Under the null
-the means of the first three and of `moments` are exact for every N.
+The first four sort the global batch and are for ablations, not for pods: all `N * S` numbers cross
+devices, there and back. Where the mesh divides S each device sorts whole slices of its own, which
+is one all-to-all each way; else every device gathers and sorts everything. The last three cross
+devices as a few numbers a slice. The means under N(0, 1) without an "about" hold for every N.
 """
 
 from __future__ import annotations
