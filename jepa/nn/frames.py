@@ -56,21 +56,30 @@ def yuv_to_rgb(y: jax.Array, uv: jax.Array, dtype=jnp.float32) -> jax.Array:
     return jnp.clip(luma[..., None] + offsets, 0.0, 1.0)
 
 
-def to_float(video: Video, dtype="float32") -> jax.Array:
-    """Turns a batch's video stream into normalised RGB.
+def to_rgb(video: Video, dtype="float32") -> jax.Array:
+    """Turns a batch's video stream into RGB in 0..1.
 
     Args:
       video: uint8 `[B, T, H, W, 3]`, or `{"y": uint8 [B, T, H, W], "uv": uint8 [B, T, H/2, W/2,
         2]}` (4:2:0, BT.601, limited range).
-      dtype: of the result.
+      dtype: of the result; float32 or wider.
 
     Returns:
-      `[B, T, H, W, 3]`: RGB in 0..1 less ImageNet's mean over its standard deviation.
+      `[B, T, H, W, 3]`.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     if isinstance(video, Mapping):
-        rgb = yuv_to_rgb(jnp.asarray(video["y"]), jnp.asarray(video["uv"]), wide)
-    else:
-        rgb = jnp.asarray(video).astype(wide) / 255.0
+        return yuv_to_rgb(jnp.asarray(video["y"]), jnp.asarray(video["uv"]), wide)
+    return jnp.asarray(video).astype(wide) / 255.0
+
+
+def normalise(rgb: jax.Array, dtype="float32") -> jax.Array:
+    """RGB `[..., 3]` in 0..1 less ImageNet's mean over its standard deviation, in `dtype`."""
+    wide = jnp.promote_types(dtype, jnp.float32)
     mean, std = jnp.asarray(MEAN, wide), jnp.asarray(STD, wide)
     return ((rgb - mean) / std).astype(dtype)
+
+
+def to_float(video: Video, dtype="float32") -> jax.Array:
+    """Turns a batch's video stream into what networks read: `normalise(to_rgb(video))`."""
+    return normalise(to_rgb(video, dtype), dtype)
