@@ -24,6 +24,12 @@ $(VENV)/.installed: requirements.txt requirements-text.txt setup.py | $(BIN)/pyt
 	$(BIN)/pip install --disable-pip-version-check -q --no-deps -e .
 	@touch $@
 
+# Beside the packages, not among them: see jepa/parallel/topology.py.
+$(VENV)/.libtpu-installed: requirements-tpu-compile.txt | $(BIN)/python
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps --upgrade \
+	  --target $(VENV)/libtpu -r requirements-tpu-compile.txt
+	@touch $@
+
 $(VENV)/.test-installed: requirements-test.txt $(VENV)/.installed
 	$(BIN)/pip install --disable-pip-version-check -q -r requirements-test.txt
 	@touch $@
@@ -39,10 +45,10 @@ demo-baselines: $(VENV)/.installed  ## make demo, and the same on single and on 
 	$(BIN)/python -m experiments.quickstart --devices=$(DEVICES) --workdir=$(RUNS)/quickstart \
 	  --baselines
 
-test: $(VENV)/.test-installed  ## Run the tests (under 10 minutes on 2 cores)
+test: $(VENV)/.test-installed $(VENV)/.libtpu-installed  ## Run the tests (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(VENV)/.test-installed  ## Run the tests that take minutes
+test-slow: $(VENV)/.test-installed $(VENV)/.libtpu-installed  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.test-installed  ## Check style and formatting

@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["jepa", "jepa.*", "experiments"]),
+    packages=find_packages(include=["jepa", "jepa.*", "experiments", "experiments.*"]),
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",

@@ -1,242 +1,75 @@
 """Measures parts of the library on this machine.
 
     python -m experiments.benchmark --suite=loader [--out=FILE.json]
+    python -m experiments.benchmark --suite=losses [--parts=infonce,sigreg] [--out=FILE.json]
+    python -m experiments.benchmark --markdown=FILE.json
 
-Prints a line a measurement and writes all of them, with the machine and the versions, as JSON. To
-add a suite, write a function `(argparse.Namespace) -> list[Measurement]` and name it in `SUITES`.
+Prints a line a measurement and writes all of them, with the machine and the versions, as JSON;
+`--markdown` prints such a file as a table for a document. To add a suite, write a module beside
+`experiments.benchmarks.loader` with its three functions and name it in `SUITES`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import datetime
-import io
 import json
-import multiprocessing
 import os
-import platform
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import av
-import numpy as np
-
 from experiments import cli
-from jepa.data import decode
-from jepa.data.clips import View
-from jepa.data.config import DataConfig
-from jepa.data.dataset import Dataset
-from jepa.data.loader import make_train_loader
+from experiments.benchmarks import loader, losses, machine
+from experiments.benchmarks.measurement import Measurement, markdown, read, table
 from jepa.errors import UserError
 
-_VERSIONS = ("jax", "grain", "av", "array_record", "numpy")
-
-
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    """One number, the median over rounds.
-
-    Attributes:
-        name: What was measured.
-        value: The number.
-        unit: Its unit.
-        note: What it is relative to, or how it was made.
-    """
-
-    name: str
-    value: float
-    unit: str
-    note: str = ""
-
-
-# The suite `loader`: from ArrayRecord to batches, against decoding alone.
-
-
-def loader_suite(args: argparse.Namespace) -> list[Measurement]:
-    """Clips a second of the loader, and of bare PyAV on the same clips and frames.
-
-    Bare PyAV has the encoded files in memory, decodes each on one thread up to the last wanted
-    frame and converts the wanted ones to RGB arrays; no sampling, text, records or batches. Rounds
-    of both alternate, so that a change of the machine's mood meets both.
-    """
-    with _data(args) as directory:
-        config = _loader_config(args, directory)
-        kinds = {
-            "loader, rgb": config,
-            "loader, yuv420": dataclasses.replace(config, pixels="yuv420"),
-            "loader, rgb, cached": dataclasses.replace(config, cache="memory", workers=0),
-            "loader, yuv420, cached": dataclasses.replace(
-                config, cache="memory", workers=0, pixels="yuv420"
-            ),
-        }
-        rates: dict[str, list[float]] = {}
-        with _Bare(config, args.processes) as bare:
-            for _ in range(args.rounds):
-                rates.setdefault("bare PyAV, rgb", []).append(bare.rate(args.clips))
-                for name, kind in kinds.items():
-                    rates.setdefault(name, []).append(_loader_rate(kind, args))
-    note = f"{args.frames} frames of {args.size} px, {args.processes} process(es)"
-    found = [
-        Measurement(name, statistics.median(values), "clips/s", note)
-        for name, values in rates.items()
-    ]
-    bare_rates = rates["bare PyAV, rgb"]
-    for name in kinds:
-        ratio = statistics.median(
-            rate / base for rate, base in zip(rates[name], bare_rates, strict=True)
-        )
-        found.append(Measurement(f"{name} / bare PyAV, rgb", ratio, "x", "median of rounds"))
-    return found
-
-
-@contextlib.contextmanager
-def _data(args: argparse.Namespace) -> Iterator[Path]:
-    """The dataset that was named, or a small world in a temporary directory."""
-    if args.data:
-        yield Path(args.data)
-        return
-    from jepa.data.world import write_world
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "world"
-        write_world(path, seed=0, clips={args.split: 512}, processes=os.cpu_count() or 1)
-        yield path
-
-
-def _loader_config(args: argparse.Namespace, directory: Path) -> DataConfig:
-    return DataConfig.parse(
-        {
-            "path": str(directory),
-            "split": args.split,
-            "frames": args.frames,
-            "size": args.size,
-            "sampling": "uniform",
-            "tokenizer": "dataset",
-            "threads": 1,
-            "workers": args.processes if args.processes > 1 else 0,
-        }
-    )
-
-
-def _loader_rate(config: DataConfig, args: argparse.Namespace) -> float:
-    """Clips a second, from the first batch on (processes have started by then)."""
-    # A cached clip costs microseconds: more of them, for a time that can be measured.
-    clips = args.clips * (10 if config.cache != "none" else 1)
-    steps = max(2, clips // args.batch)
-    with make_train_loader(config, global_batch=args.batch, seed=0) as loader:
-        next(loader)
-        start = time.perf_counter()
-        for _ in range(steps):
-            next(loader)
-        return steps * args.batch / (time.perf_counter() - start)
-
-
-def _bare_clip(work: tuple[bytes, Sequence[int]]) -> int:
-    """Decode one clip as one would without this library; returns the number of frames kept."""
-    data, wanted = work
-    kept = []
-    with av.open(io.BytesIO(data), "r") as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        stream.codec_context.thread_count = 1
-        for index, frame in enumerate(container.decode(stream)):
-            if index in wanted:
-                kept.append(frame.to_ndarray(format="rgb24"))
-            if index == wanted[-1]:
-                break
-    return len(np.stack(kept))
-
-
-class _Bare:
-    """Decoding alone, in as many processes as asked for."""
-
-    def __init__(self, config: DataConfig, processes: int):
-        split = Dataset.open(config.path).split(config.split)
-        view = View(config, seed=0)
-        self._work = []
-        for number in range(len(split)):
-            record = split.record(number)
-            if (record.width, record.height) != (config.size, config.size):
-                raise UserError(
-                    f"record {record.key!r} is {record.width}x{record.height}, but the comparison "
-                    f"needs clips of the size that is asked for; set --size={record.height}"
-                )
-            count, rate, _ = decode.grid(record)
-            indices = view.indices([count], [rate], np.array([number]))[0].tolist()
-            self._work.append((record.video, indices))
-        context = multiprocessing.get_context("spawn")
-        self._pool = context.Pool(processes) if processes > 1 else None
-        if self._pool is not None:
-            self._pool.map(_bare_clip, self._work[:processes], chunksize=1)
-
-    def __enter__(self) -> _Bare:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-
-    def rate(self, clips: int) -> float:
-        """Clips a second over `clips` clips."""
-        work = [self._work[i % len(self._work)] for i in range(clips)]
-        start = time.perf_counter()
-        if self._pool is None:
-            for item in work:
-                _bare_clip(item)
-        else:
-            for _ in self._pool.imap_unordered(_bare_clip, work, chunksize=16):
-                pass
-        return clips / (time.perf_counter() - start)
-
-
-SUITES: dict[str, Callable[[argparse.Namespace], list[Measurement]]] = {"loader": loader_suite}
+SUITES: dict[str, ModuleType] = {"loader": loader, "losses": losses}
+_VERSIONS = ("jax", "grain", "av", "array_record", "numpy", "torch", "libtpu")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one suite; see the module's docstring."""
-    parser = cli.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--suite", required=True, choices=sorted(SUITES))
-    parser.add_argument("--out", help="JSON file to write")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions, of which the median")
-    group = parser.add_argument_group("loader")
-    group.add_argument("--data", help="dataset directory; a small world is written without it")
-    group.add_argument("--split", default="train")
-    group.add_argument("--processes", type=int, default=1)
-    group.add_argument("--clips", type=int, default=1024, help="clips a round")
-    group.add_argument("--batch", type=int, default=64)
-    group.add_argument("--frames", type=int, default=8)
-    group.add_argument("--size", type=int, default=64)
-    args = parser.parse_args(argv)
-    for name in ("rounds", "processes", "clips", "batch", "frames", "size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
-    found = SUITES[args.suite](args)
-    width = max(len(item.name) for item in found)
-    for item in found:
-        print(f"{item.name:{width}}  {item.value:10.2f} {item.unit:8} {item.note}")
+    """Run one suite, or print what one has found; see the module's docstring."""
+    args = _parser().parse_args(argv)
+    if args.markdown:
+        print(markdown(read(Path(args.markdown))))
+        return
+    suite = SUITES[args.suite]
+    if args.rounds < 1:
+        raise UserError(f"--rounds is {args.rounds}; it must be at least 1")
+    suite.check(args)
+    if args.out and not Path(args.out).parent.is_dir():
+        raise UserError(f"--out={args.out} cannot be written (there is no such directory)")
+    found = suite.suite(args)
+    print(table(found))
     if args.out:
         _write(Path(args.out), args, found)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--suite", choices=sorted(SUITES))
+    what.add_argument("--markdown", metavar="FILE", help="print this JSON file as a table")
+    parser.add_argument("--out", metavar="FILE", help="JSON file to write")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions, of which the median")
+    for suite in SUITES.values():
+        suite.add_flags(parser)
+    return parser
 
 
 def _write(path: Path, args: argparse.Namespace, found: Sequence[Measurement]) -> None:
     report: dict[str, Any] = {
         "suite": args.suite,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-        },
-        "versions": {name: metadata.version(name) for name in _VERSIONS},
-        "settings": {k: v for k, v in vars(args).items() if k not in ("suite", "out")},
+        "machine": machine.describe(),
+        "versions": _versions(),
+        "settings": {k: v for k, v in vars(args).items() if k not in ("suite", "out", "markdown")},
         "measurements": [dataclasses.asdict(item) for item in found],
     }
     try:
@@ -245,12 +78,16 @@ def _write(path: Path, args: argparse.Namespace, found: Sequence[Measurement]) -
         raise UserError(f"--out={path} cannot be written ({error.strerror})") from error
 
 
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+def _versions() -> dict[str, str]:
+    """Versions of the packages that are there; torch and libtpu need not be."""
+    path = [*sys.path, str(Path(sys.prefix) / "libtpu")]
+    if "TPU_LIBRARY_PATH" in os.environ:
+        path.insert(0, str(Path(os.environ["TPU_LIBRARY_PATH"]).parents[1]))
+    found = {}
+    for name in _VERSIONS:
+        for distribution in metadata.distributions(name=name, path=path):
+            found.setdefault(name, distribution.version)
+    return found
 
 
 if __name__ == "__main__":

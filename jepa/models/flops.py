@@ -131,3 +131,20 @@ def minilm(model: MiniLM, length: int) -> float:
 def shared_head(model: SharedHead, width: int) -> float:
     """One vector of `width` numbers."""
     return linear(1, width, model.features)
+
+
+def sigreg(samples: int, width: int, slices: int, knots: int) -> float:
+    """SIGReg's forward and backward pass together, for one batch; it is no network.
+
+    Projecting `[samples, width]` on the slices and pulling the gradient back, and for each
+    projection and knot a rotation (6 operations) and two sums forward, and one step of Horner's
+    rule for complex numbers (8) backward. Drawing the slices, which needs integers, and one sine
+    and one cosine a projection are not counted.
+
+    Args:
+      samples: N, of the global batch.
+      width: D.
+      slices: S.
+      knots: K.
+    """
+    return 2 * linear(samples, width, slices) + 16.0 * samples * slices * knots

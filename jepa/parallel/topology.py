@@ -1,14 +1,18 @@
 """Meshes of TPUs that are not there: for compiling a program for a pod on any machine.
 
-libtpu compiles for a topology that is only named. It is found where `pip install "jax[tpu]"` puts
-it, or at the path in the environment variable `TPU_LIBRARY_PATH`.
+libtpu compiles for a topology that is only named. It is found at the path in the environment
+variable `TPU_LIBRARY_PATH`, where `pip install "jax[tpu]"` puts it, or where `make test` puts it:
+beside the packages of the environment, in `libtpu/`. Among the packages, every import of JAX would
+look for chips and complain of finding none.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +25,15 @@ from jepa.parallel.mesh import make_mesh
 
 def has_libtpu() -> bool:
     """Whether this machine can compile for TPUs."""
-    return "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu") is not None
+    return (
+        "TPU_LIBRARY_PATH" in os.environ
+        or importlib.util.find_spec("libtpu") is not None
+        or _beside_packages().is_file()
+    )
+
+
+def _beside_packages() -> Path:
+    return Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so"
 
 
 def tpu_mesh(topology: str, shape: Mapping[str, int]) -> Mesh:
@@ -36,8 +48,12 @@ def tpu_mesh(topology: str, shape: Mapping[str, int]) -> Mesh:
     """
     if not has_libtpu():
         raise UserError('compiling for TPUs needs libtpu; install it with: pip install "jax[tpu]"')
+    if importlib.util.find_spec("libtpu") is None and _beside_packages().is_file():
+        os.environ.setdefault("TPU_LIBRARY_PATH", str(_beside_packages()))
     # Otherwise libtpu asks a metadata server which host it is on.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Only one process may use the chips of a host, but any number may compile for other chips.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except (RuntimeError, ValueError) as error:
