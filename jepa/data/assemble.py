@@ -15,6 +15,7 @@ from jepa.data import sampling, tokenize, transforms
 from jepa.data.cache import TextFeatures
 from jepa.data.clips import Clips
 from jepa.data.config import DataConfig
+from jepa.data.labels import Labels
 from jepa.data.sampling import Purpose
 from jepa.data.schema import Record
 from jepa.errors import UserError
@@ -103,10 +104,13 @@ class Assembler:
         config: DataConfig,
         clips: Sequence[Clips],
         caption_queries: Sequence[Sequence[str]],
-        texts: Texts,
+        texts: Texts | None,
+        labels: Labels | None,
         seed: int,
     ):
-        self.config, self.clips, self.texts = config, list(clips), texts
+        """`texts` and `labels`: None where `config.streams` has no such stream."""
+        self.config, self.clips = config, list(clips)
+        self.texts, self.labels = texts, labels
         self._queries = list(caption_queries)
         self._seed = seed
 
@@ -127,7 +131,8 @@ class Assembler:
             The batch, and the unreadable records: {`dataset number:record number`: reason}.
 
         Raises:
-            UserError: a record has no text, or replacements were unreadable again and again.
+            UserError: a record has no text or no label where they are asked for, or replacements
+                were unreadable again and again.
         """
         config = self.config
         batch = len(positions)
@@ -160,11 +165,27 @@ class Assembler:
                 f"{_ATTEMPTS} records in a row cannot be decoded, among them "
                 f"{'; '.join(list(unreadable.values())[:3])}; check the dataset"
             )
-        made = self._streams(records, sets, positions)
-        return {"video": transforms.stream(video), **made}, unreadable
+        made: dict[str, Any] = {"video": transforms.stream(video)}
+        if self.texts is not None:
+            made.update(self._texts(self.texts, records, sets, positions))
+        if self.labels is not None:
+            made["label"] = self._labels(self.labels, records, sets, numbers)
+        return made, unreadable
 
-    def _streams(
-        self, records: Sequence[Record], sets: np.ndarray, positions: np.ndarray
+    def _labels(
+        self, labels: Labels, records: Sequence[Any], sets: np.ndarray, numbers: np.ndarray
+    ) -> np.ndarray:
+        made = np.empty(len(records), np.int32)
+        for which in np.unique(sets).tolist():
+            rows = np.flatnonzero(sets == which)
+            split = self.clips[which].split
+            found = labels.of(split, numbers[rows], [records[row] for row in rows.tolist()])
+            labels.demand(found, split, numbers[rows])
+            made[rows] = found
+        return made
+
+    def _texts(
+        self, texts: Texts, records: Sequence[Record], sets: np.ndarray, positions: np.ndarray
     ) -> dict[str, Any]:
         parts = np.array([Purpose.TASK, Purpose.QUERY, Purpose.TARGET])
         purposes = np.arange(self.config.pairs_per_clip)[:, None] * Purpose.PAIR + parts
@@ -172,24 +193,32 @@ class Assembler:
         pairs = [
             pair
             for record, which, draw in zip(records, sets.tolist(), draws, strict=True)
-            for pair in self.texts.choose(record, self._queries[which], draw)
+            for pair in texts.choose(record, self._queries[which], draw)
         ]
         queries, targets = zip(*pairs, strict=True)
-        return self.texts.streams(queries, targets)
+        return texts.streams(queries, targets)
 
 
-def spec(config: DataConfig, texts: Texts, batch: int) -> dict[str, Any]:
+def spec(assembler: Assembler, batch: int) -> dict[str, Any]:
     """Shapes and types of a batch, as `(shape, dtype name)` leaves."""
+    config = assembler.config
     planes: Mapping[str, tuple[int, ...]] = transforms.shapes(config.size, config.pixels)
     video: Any = {k: ((batch, config.frames, *s), "uint8") for k, s in planes.items()}
-    pairs = batch * config.pairs_per_clip
+    found: dict[str, Any] = {"video": video.get("rgb", video)}
+    if assembler.texts is not None:
+        found.update(_text_spec(config, assembler.texts, batch * config.pairs_per_clip))
+    if assembler.labels is not None:
+        found["label"] = ((batch,), "int32")
+    return found
+
+
+def _text_spec(config: DataConfig, texts: Texts, pairs: int) -> dict[str, Any]:
     query, length = (pairs, config.query_length), (pairs, config.text_length)
     if texts.features is not None:
         text = {"features": ((pairs, texts.features.width), "float32")}
     else:
         text = {"ids": (length, "int32"), "mask": (length, "bool")}
     return {
-        "video": video.get("rgb", video),
         "query": {"ids": (query, "int32"), "mask": (query, "bool")},
         "text": {**text, "hash": ((pairs,), "int32")},
     }

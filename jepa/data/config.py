@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cache": ("none", "memory", "disk"),
     "frame_control": ("none", "single", "shuffled", "blank"),
 }
+STREAMS = ("video", "text", "label", "masks")
 _POSITIVE = ("frames", "size", "query_length", "text_length", "pairs_per_clip")
 _NOT_NEGATIVE = ("workers", "threads")
 _MOST_THREADS = 8
@@ -33,6 +34,10 @@ class DataConfig:
         path: Directory of a dataset, or `tfds:NAME` for a prepared TFDS image set.
         mixture: ((path, weight), ...) instead of `path`: datasets drawn from by weight.
         split: Split of every dataset in it.
+        streams: What a batch has, of `STREAMS`. "text" stands for the streams `query` and `text`;
+            without it records need no texts, and the keys about texts mean nothing. "label" is the
+            class of each clip. "video" is always among them.
+        label: Which label of the records the stream "label" gives.
         frames: Frames per clip, T. Images are repeated T times; a clip that is too short
             repeats its last frame.
         fps: Frames per second to sample at; None spreads the T frames over the whole clip.
@@ -77,6 +82,8 @@ class DataConfig:
     path: str = ""
     mixture: tuple[tuple[str, float], ...] = ()
     split: str = "train"
+    streams: tuple[str, ...] = ("video", "text")
+    label: str = "class"
     frames: int = 8
     fps: float | None = None
     sampling: str = "random"
@@ -118,7 +125,7 @@ class DataConfig:
         for key in ("path", "text_features"):
             if isinstance(values.get(key), os.PathLike):
                 values[key] = os.fspath(values[key])
-        for key in ("caption_levels", "caption_query"):
+        for key in ("streams", "caption_levels", "caption_query"):
             if isinstance(values.get(key), str):
                 values[key] = (values[key],) if values[key] else ()
         for key in ("mixture", "caption_levels", "caption_query"):
@@ -161,6 +168,13 @@ class DataConfig:
             demand(getattr(self, key) >= 1, key, "it must be at least 1")
         for key in _NOT_NEGATIVE:
             demand(getattr(self, key) >= 0, key, "it must be at least 0")
+        demand(
+            "video" in self.streams
+            and set(self.streams) <= set(STREAMS)
+            and len(set(self.streams)) == len(self.streams),
+            "streams",
+            f"it must have 'video' and may have others of {STREAMS}, each once",
+        )
         demand(bool(self.path) != bool(self.mixture), "path", "set either it or data.mixture")
         weights = [weight for _, weight in self.mixture]
         demand(all(weight > 0 for weight in weights), "mixture", "every weight must be above 0")

@@ -25,7 +25,8 @@ class EvalSet:
     Attributes:
         records: The records in order, without their encoded bytes.
         dataset: The opened source (`sources.Source`).
-        texts: The tokenizers of the config (`texts.query`, `texts.target`) and the features.
+        texts: The tokenizers of the config (`texts.query`, `texts.target`) and the features; None
+            without the stream "text".
         caption_queries: Queries that ask for a caption.
         unreadable: {record index: reason}; their clips are mid-grey and they are logged.
     """
@@ -42,7 +43,9 @@ class EvalSet:
         self._config = config
         path = config.sources[0][0]
         self.dataset = sources.open_source(path, split)
-        self.texts = sources.open_texts(config, [self.dataset])
+        self.texts = (
+            sources.open_texts(config, [self.dataset]) if "text" in config.streams else None
+        )
         self.caption_queries = sources.caption_queries(config, self.dataset)
         self._clips = sources.open_clips(self.dataset, View(config, seed=0, random=False))
         count = len(self._clips) if limit is None else min(limit, len(self._clips))

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import av
@@ -19,6 +20,7 @@ from jepa.errors import UserError
 
 PREFIX = "tfds:"
 QUERY = "What is in the picture?"
+LABEL = "class"
 _CODECS = {b"\xff\xd8": "mjpeg", b"\x89P": "png", b"RI": "webp", b"GI": "gif"}
 
 
@@ -27,6 +29,11 @@ class ImageSplit:
 
     Every image is captioned "a photo of a CLASS" and has the label `class`, by the set's `label`
     feature (or the first feature with class names). Picklable: each process opens it anew.
+
+    Attributes:
+        name: Of the split.
+        classes: Names of the classes in the set's own order, underscores made spaces.
+        digest: Of the set's name and version, the split and its length.
     """
 
     def __init__(self, name: str, split: str):
@@ -47,7 +54,8 @@ class ImageSplit:
         features = self._source.dataset_info.features
         self._image = _named(features, "image", "Image", name)
         self._label = _named(features, "label", "ClassLabel", name)
-        self._classes = [str(c).replace("_", " ") for c in features[self._label].names]
+        names = [str(name).replace("_", " ") for name in features[self._label].names]
+        self.classes: tuple[str, ...] = _distinct(names)
         info = f"{self._source.dataset_info.full_name} {split} {len(self)}"
         self.digest = hashlib.blake2b(info.encode(), digest_size=16).hexdigest()
 
@@ -94,9 +102,8 @@ class ImageSplit:
         with self._lock:
             example = self._source[index]
         data = bytes(example[self._image])
-        label = self._classes[int(example[self._label])]
+        label = self.classes[int(example[self._label])]
         height, width = _size(data)
-        article = "an" if label[:1].lower() in "aeiou" else "a"
         return Record(
             key=f"{self._name}/{self.name}/{index}",
             video=data if video else b"",
@@ -107,10 +114,28 @@ class ImageSplit:
             media="image",
             codec=_CODECS.get(data[:2], "unknown"),
             colour_range="pc",
-            captions=(Caption("class", f"a photo of {article} {label}", "brief"),),
-            labels={"class": label},
+            captions=(class_caption(label),),
+            labels={LABEL: label},
             source=f"{PREFIX}{self._name}",
         )
+
+
+def class_caption(name: str) -> Caption:
+    """What a picture of a class is captioned."""
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    return Caption("class", f"a photo of {article} {name}", "brief")
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Names with a number behind those that an earlier class has already (two kinds of crane)."""
+    found: list[str] = []
+    for name in names:
+        number, unlike = 1, name
+        while unlike in found:
+            number += 1
+            unlike = f"{name} {number}"
+        found.append(unlike)
+    return tuple(found)
 
 
 def _named(features: Any, usual: str, kind: str, name: str) -> str:

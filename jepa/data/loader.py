@@ -137,7 +137,7 @@ class TrainLoader:
         self._digests = [str(clips.split.digest) for clips in assembler.clips]
         self._iterator: Any = None
         self.unreadable: dict[str, str] = {}
-        self.element_spec = _structs(assemble.spec(config, assembler.texts, self._rows))
+        self.element_spec = _structs(assemble.spec(assembler, self._rows))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self
@@ -154,14 +154,22 @@ class TrainLoader:
     def vocabulary(self) -> dict[str, int | None]:
         """One more than the largest token id of the streams `query` and `text`.
 
-        None for a stream that brings cached features instead of ids. A model whose table of tokens
-        is smaller than this would look up rows that it does not have.
+        None for a stream that brings cached features instead of ids, or is not in the batch. A
+        model whose table of tokens is smaller than this would look up rows that it does not have.
         """
         texts = self._assembler.texts
+        if texts is None:
+            return {"query": None, "text": None}
         return {
             "query": texts.query.vocabulary_size,
             "text": texts.target.vocabulary_size if texts.features is None else None,
         }
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the stream `label` numbers; () without that stream."""
+        labels = self._assembler.labels
+        return labels.classes if labels is not None else ()
 
     def state(self) -> dict[str, Any]:
         """JSON that `restore` goes on from, the same on all hosts.
@@ -283,14 +291,15 @@ def make_train_loader(
             f"make it a multiple of {process_count}"
         )
     opened = [sources.open_source(path, config.split) for path, _ in config.sources]
-    texts = sources.open_texts(config, opened)
+    texts = sources.open_texts(config, opened) if "text" in config.streams else None
+    labels = sources.open_labels(config, opened) if "label" in config.streams else None
     view = View(config, seed)
     clips = [sources.open_clips(source, view) for source in opened]
     queries = [sources.caption_queries(config, source) for source in opened]
     order = Order([len(part) for part in clips], [w for _, w in config.sources], seed)
     return TrainLoader(
         config,
-        Assembler(config, clips, queries, texts, seed),
+        Assembler(config, clips, queries, texts, labels, seed),
         order,
         global_batch=global_batch,
         process_index=process_index,

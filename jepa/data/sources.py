@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jepa.data.assemble import Texts
 from jepa.data.clips import CachedClips, Clips, EncodedClips, View
 from jepa.data.config import DataConfig
 from jepa.data.dataset import Dataset
+from jepa.data.labels import Labels
 from jepa.errors import UserError
 
 
@@ -20,14 +21,19 @@ class Source:
     """One split of one dataset.
 
     Attributes:
+        path: As the config says it.
         split: Its records, as `dataset.Split`.
         caption_queries: Queries that ask for a caption.
         directory: Of its caches and its tokenizer; None where it has no place of its own.
+        classes: Of each label the class names, in the order that numbers them: a dataset's sorted,
+            those of other sources as they bring them. Equal for all splits.
     """
 
+    path: str
     split: Any
     caption_queries: tuple[str, ...]
     directory: Path | None
+    classes: Mapping[str, tuple[str, ...]]
 
 
 def open_source(path: str, split: str) -> Source:
@@ -38,11 +44,12 @@ def open_source(path: str, split: str) -> Source:
     """
     if path.startswith(images.PREFIX):
         found = images.ImageSplit(path.removeprefix(images.PREFIX), split)
-        source = Source(found, (images.QUERY,), None)
+        source = Source(path, found, (images.QUERY,), None, {images.LABEL: found.classes})
     else:
         dataset = Dataset.open(path)
         queries = tuple(dataset.caption_queries)
-        source = Source(dataset.split(split), queries, dataset.directory)
+        classes = {label: tuple(sorted(values)) for label, values in dataset.attributes.items()}
+        source = Source(path, dataset.split(split), queries, dataset.directory, classes)
     if not len(source.split):
         raise UserError(f"split {split!r} of {path} is empty; prepare the dataset again")
     return source
@@ -57,6 +64,31 @@ def open_texts(config: DataConfig, sources: Sequence[Source]) -> Texts:
             "own; set it to 'minilm' or to the path of one tokenizer.json"
         )
     return Texts(config, sources[0].directory)
+
+
+def open_labels(config: DataConfig, sources: Sequence[Source]) -> Labels:
+    """The classes of `data.label`, on which the sources must agree.
+
+    Raises:
+        UserError: a source does not define the label, or two have other classes of it.
+    """
+    name = config.label
+    for source in sources:
+        if not source.classes.get(name):
+            known = ", ".join(sorted(source.classes)) or "none"
+            raise UserError(
+                f"data.label is {name!r}, which {source.path} does not define (it has {known}); "
+                "name one that it has, or take 'label' out of data.streams"
+            )
+    first = sources[0]
+    for source in sources:
+        if source.classes[name] != first.classes[name]:
+            raise UserError(
+                f"data.label is {name!r}, of which {first.path} has {len(first.classes[name])} "
+                f"classes and {source.path} has {len(source.classes[name])} or others; mix "
+                "datasets of the same classes"
+            )
+    return Labels(name, first.classes[name])
 
 
 def open_clips(source: Source, view: View) -> Clips:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from fractions import Fraction
+from types import MappingProxyType
 
 import av
 import numpy as np
+import tokenizers
 
 from jepa.data import schema
 from jepa.data.schema import Caption, Question, Record
@@ -88,13 +91,21 @@ def record(number: int, *, count: int = 12, video: bytes | None = None, **fields
     return Record(**{**values, **fields})
 
 
-def write(directory, records: dict[str, list[Record]], queries=("what happens?",), shards=2):
-    """Write a dataset of these records by split."""
+def write(
+    directory,
+    records: dict[str, list[Record]],
+    queries=("what happens?",),
+    shards=2,
+    attributes: Mapping | None = MappingProxyType({}),
+):
+    """Write a dataset of these records by split; None takes the attributes from their labels."""
     writer = DatasetWriter(directory, name="test", settings={})
     for split, items in records.items():
         for index in writer.missing(split, shards):
             write_shard(directory, split, index, shards, iter(items[index::shards]))
-    writer.finish(dict.fromkeys(records, shards), attributes={}, caption_queries=list(queries))
+    writer.finish(
+        dict.fromkeys(records, shards), attributes=attributes, caption_queries=list(queries)
+    )
     return directory
 
 
@@ -109,4 +120,52 @@ def same(one, two) -> None:
         np.testing.assert_array_equal(one, two)
 
 
-__all__ = ["mp4", "pictures", "record", "same", "schema", "write"]
+def config(path, /, **keys):
+    """The data section of a small loader."""
+    base = {
+        "path": str(path),
+        "frames": 4,
+        "size": 32,
+        "tokenizer": "dataset",
+        "query_length": 6,
+        "text_length": 8,
+    }
+    return {**base, **keys}
+
+
+def take(loader, steps):
+    """The next batches of a loader, which is closed."""
+    with loader:
+        return [next(loader) for _ in range(steps)]
+
+
+def words(data, stream, **keys):
+    """Texts of a tokenized stream."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(data / "tokenizer.json"))
+    rows = zip(stream["ids"], stream["mask"], strict=True)
+    return [tokenizer.decode([int(i) for i in ids[mask]]) for ids, mask in rows]
+
+
+def numbers(data, batch):
+    """Which record each row is of: the one number in its target."""
+    return [int(next(w for w in t.split() if w.isdigit())) for t in words(data, batch["text"])]
+
+
+def rows_of(batch, part):
+    """The rows `part` of a nested batch."""
+    return {k: rows_of(v, part) if isinstance(v, dict) else v[part] for k, v in batch.items()}
+
+
+__all__ = [
+    "config",
+    "mp4",
+    "numbers",
+    "pictures",
+    "record",
+    "rows_of",
+    "same",
+    "schema",
+    "take",
+    "words",
+    "write",
+]

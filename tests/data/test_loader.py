@@ -7,11 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
-from loading_helpers import record, same, write
+from loading_helpers import config, numbers, record, rows_of, same, take, words, write
 
 from jepa.data import loader as loader_module
 from jepa.data.cache import TextFeatures
-from jepa.data.config import DataConfig, default_data_config
+from jepa.data.config import DataConfig
 from jepa.data.loader import Order, make_train_loader
 from jepa.errors import UserError
 
@@ -22,37 +22,6 @@ RECORDS = 20
 def data(tmp_path_factory):
     records = [record(i) for i in range(RECORDS)]
     return write(tmp_path_factory.mktemp("data") / "set", {"train": records})
-
-
-def config(path, /, **keys):
-    base = {
-        "path": str(path),
-        "frames": 4,
-        "size": 32,
-        "tokenizer": "dataset",
-        "query_length": 6,
-        "text_length": 8,
-    }
-    return {**base, **keys}
-
-
-def take(loader, steps):
-    with loader:
-        return [next(loader) for _ in range(steps)]
-
-
-def words(data, stream, **keys):
-    """Texts of a tokenized stream."""
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer.from_file(str(data / "tokenizer.json"))
-    rows = zip(stream["ids"], stream["mask"], strict=True)
-    return [tokenizer.decode([int(i) for i in ids[mask]]) for ids, mask in rows]
-
-
-def numbers(data, batch):
-    """Which record each row is of: the one number in its target."""
-    return [int(next(w for w in t.split() if w.isdigit())) for t in words(data, batch["text"])]
 
 
 FULL = {"crop": "random_resized", "flip": True, "fps": 6.0}
@@ -75,11 +44,7 @@ def test_hosts_make_parts_of_the_same_global_batch(data, hosts, keys):
         rows = 8 // hosts
         for host in range(hosts):
             part = slice(host * rows, (host + 1) * rows)
-            same(_rows(whole[step], part), parts[host][step])
-
-
-def _rows(batch, part):
-    return {k: _rows(v, part) if isinstance(v, dict) else v[part] for k, v in batch.items()}
+            same(rows_of(whole[step], part), parts[host][step])
 
 
 def test_a_restart_goes_on_with_the_same_batches_on_any_number_of_hosts(data):
@@ -93,7 +58,7 @@ def test_a_restart_goes_on_with_the_same_batches_on_any_number_of_hosts(data):
     )
     second.restore(state)
     for step, batch in zip(range(3, 6), take(second, 3), strict=True):
-        same(_rows(whole[step], slice(4, 8)), batch)
+        same(rows_of(whole[step], slice(4, 8)), batch)
 
 
 def test_state_counts_what_was_handed_out_not_what_was_read_ahead(data):
@@ -319,98 +284,6 @@ def test_frame_controls(data):
     assert (frames("blank") == 128).all()
     blank = frames("blank", pixels="yuv420")
     assert (blank["y"] == 126).all() and (blank["uv"] == 128).all()
-
-
-# What a user can get wrong.
-
-
-def damaged(number):
-    whole = record(number)
-    return record(number, video=whole.video[: len(whole.video) // 2])
-
-
-@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
-def test_unreadable_videos_are_replaced_alike_everywhere_counted_and_logged(
-    tmp_path, cache, caplog
-):
-    records = [damaged(i) if i in (3, 11) else record(i) for i in range(RECORDS)]
-    path = write(tmp_path / "d", {"train": records})
-    keys = config(path, cache=cache, max_bad_fraction=0.1)
-    loader = make_train_loader(keys, global_batch=20, seed=0)
-    batches = take(loader, 3)
-    found = [n for batch in batches for n in numbers(path, batch)]
-    assert not {3, 11} & set(found) and len(found) == 60
-    assert len(loader.unreadable) == 2
-    assert "clip-0003" in caplog.text and caplog.text.count("clip-0003") == 1
-    half = make_train_loader(keys, global_batch=20, seed=0, process_index=1, process_count=2)
-    same(_rows(batches[0], slice(10, 20)), take(half, 1)[0])
-
-
-def test_too_many_unreadable_videos_stop_the_run(tmp_path):
-    records = [damaged(i) if i < 2 else record(i) for i in range(RECORDS)]
-    path = write(tmp_path / "d", {"train": records})
-    for cache in ("none", "memory"):
-        with pytest.raises(UserError, match="clip-000.*max_bad_fraction|max_bad.*clip-000"):
-            take(make_train_loader(config(path, cache=cache), global_batch=20, seed=0), 1)
-
-
-def test_nothing_but_unreadable_videos(tmp_path):
-    path = write(tmp_path / "d", {"train": [damaged(i) for i in range(3)]})
-    with pytest.raises(UserError, match="cannot be decoded"):
-        take(make_train_loader(config(path, max_bad_fraction=0.9), global_batch=2, seed=0), 1)
-
-
-@pytest.mark.parametrize(
-    ("keys", "named"),
-    [
-        ({"sise": 3}, "sise"),
-        ({"frames": 0}, "frames"),
-        ({"pixels": "bgr"}, "pixels"),
-        ({"pixels": "yuv420", "size": 33}, "size"),
-        ({"tasks": {"captions": 1}}, "tasks"),
-        ({"mixture": (("a", 1.0),)}, "path"),
-        ({"cache": "memory", "workers": 1}, "workers"),
-        ({"tokenizer": "/nowhere"}, "tokenizer"),
-        ({"text_features": "/nowhere"}, "text_features"),
-        ({"split": "test"}, "test"),
-        ({"path": "/nowhere"}, "nowhere"),
-        ({"frames": "8"}, "frames is '8'; it must be an integer"),
-        ({"frames": 8.0}, "frames is 8.0; it must be an integer"),
-        ({"frames": True}, "frames is True"),
-        ({"fps": "fast"}, "fps"),
-        ({"fps": float("nan")}, "fps"),
-        ({"flip": 1}, "flip is 1; it must be True or False"),
-        ({"size": None}, "size"),
-        ({"pixels": None}, "pixels"),
-        ({"path": 3}, "path"),
-        ({"crop_scale": (0.5,)}, "crop_scale is .*two numbers"),
-        ({"crop_ratio": 1.0}, "crop_ratio"),
-        ({"caption_levels": (1,)}, "caption_levels"),
-        ({"mixture": (("a", 1.0, 2.0),)}, "mixture"),
-        ({"mixture": ("a",)}, "mixture"),
-        ({"mixture": (("a", "b"),)}, "mixture"),
-        ({"tasks": ("caption",)}, "tasks"),
-        ({"tasks": {"caption": "often"}}, "tasks"),
-        ({"max_bad_fraction": "1%"}, "max_bad_fraction"),
-    ],
-)
-def test_mistakes_are_named(data, keys, named):
-    with pytest.raises(UserError, match=named):
-        make_train_loader(config(data, **keys), global_batch=8, seed=0)
-
-
-def test_hosts_must_divide_the_batch(data):
-    with pytest.raises(UserError, match="global_batch"):
-        make_train_loader(config(data), global_batch=8, seed=0, process_count=3)
-
-
-def test_defaults_parse_and_take_flags():
-    values = default_data_config()
-    values.path = "somewhere"
-    values.fps = 4.0
-    values.tasks.question = 0.0
-    parsed = DataConfig.parse(values)
-    assert parsed.fps == 4.0 and parsed.text_features is None and parsed.tasks["question"] == 0.0
 
 
 def test_pairs_of_a_clip_differ_and_stand_clip_by_clip(data):
