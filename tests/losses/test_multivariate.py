@@ -5,7 +5,12 @@ import pytest
 from cases_normality import reference_bhep
 from compiled_text import collective_sizes
 
-from jepa.losses.multivariate import bhep, henze_zirkler, henze_zirkler_beta
+from jepa.losses.multivariate import (
+    _squared_distances,
+    bhep,
+    henze_zirkler,
+    henze_zirkler_beta,
+)
 from jepa.losses.sigreg import sigreg
 from jepa.parallel.mesh import batch_sharding, make_mesh, replicated
 
@@ -70,6 +75,15 @@ def test_distances_are_exact_far_from_the_origin():
     x = samples(16, 3) + 4096.0
     value, _ = step(x, beta=1.0)
     np.testing.assert_allclose(value, reference_bhep(x.astype("float64"), 1.0), rtol=1e-5)
+
+
+def test_no_squared_distance_is_negative():
+    # Nearly equal samples, where rounding decides the sign of the expanded square.
+    x = samples(1, 64) + 1e-4 * samples(32, 64, 1)
+    x[16:] = x[:16]
+    x[0] += 50.0
+    distances = np.asarray(_squared_distances(jnp.asarray(x)))
+    assert (distances >= 0).all() and not np.diag(distances).any()
 
 
 def test_henze_zirkler():
