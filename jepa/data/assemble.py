@@ -19,6 +19,7 @@ from jepa.data.labels import Labels
 from jepa.data.sampling import Purpose
 from jepa.data.schema import Record
 from jepa.errors import UserError
+from jepa.masks.config import Masks
 
 # So many records drawn in place of one unreadable record, all unreadable, is no accident.
 _ATTEMPTS = 16
@@ -106,11 +107,12 @@ class Assembler:
         caption_queries: Sequence[Sequence[str]],
         texts: Texts | None,
         labels: Labels | None,
+        masks: Masks | None,
         seed: int,
     ):
-        """`texts` and `labels`: None where `config.streams` has no such stream."""
+        """`texts`, `labels` and `masks`: None where `config.streams` has no such stream."""
         self.config, self.clips = config, list(clips)
-        self.texts, self.labels = texts, labels
+        self.texts, self.labels, self.masks = texts, labels, masks
         self._queries = list(caption_queries)
         self._seed = seed
 
@@ -170,6 +172,8 @@ class Assembler:
             made.update(self._texts(self.texts, records, sets, positions))
         if self.labels is not None:
             made["label"] = self._labels(self.labels, records, sets, numbers)
+        if self.masks is not None:
+            made["masks"] = self.masks.sample(self._seed, positions)
         return made, unreadable
 
     def _labels(
@@ -209,6 +213,8 @@ def spec(assembler: Assembler, batch: int) -> dict[str, Any]:
         found.update(_text_spec(config, assembler.texts, batch * config.pairs_per_clip))
     if assembler.labels is not None:
         found["label"] = ((batch,), "int32")
+    if assembler.masks is not None:
+        found["masks"] = assembler.masks.spec(batch)
     return found
 
 

@@ -21,8 +21,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "frame_control": ("none", "single", "shuffled", "blank"),
 }
 STREAMS = ("video", "text", "label", "masks")
-_POSITIVE = ("frames", "size", "query_length", "text_length", "pairs_per_clip")
-_NOT_NEGATIVE = ("workers", "threads")
+_POSITIVE = ("frames", "size", "tubelet", "query_length", "text_length", "pairs_per_clip")
+_NOT_NEGATIVE = ("workers", "threads", "patch")
 _MOST_THREADS = 8
 
 
@@ -36,8 +36,13 @@ class DataConfig:
         split: Split of every dataset in it.
         streams: What a batch has, of `STREAMS`. "text" stands for the streams `query` and `text`;
             without it records need no texts, and the keys about texts mean nothing. "label" is the
-            class of each clip. "video" is always among them.
+            class of each clip, "masks" are token ids. "video" is always among them.
         label: Which label of the records the stream "label" gives.
+        masks: The sampler of the stream "masks" and its options, as `masks.config.from_config`
+            takes them: {"sampler": "multiblock"} or {"sampler": "tubes", ...}.
+        patch: Pixels of a token's side; with `tubelet` it makes the grid of the masks, and must be
+            the encoder's. Needed with masks only.
+        tubelet: Frames of a token, for masks; a single frame fills a tubelet.
         frames: Frames per clip, T. Images are repeated T times; a clip that is too short
             repeats its last frame.
         fps: Frames per second to sample at; None spreads the T frames over the whole clip.
@@ -84,6 +89,9 @@ class DataConfig:
     split: str = "train"
     streams: tuple[str, ...] = ("video", "text")
     label: str = "class"
+    masks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    patch: int = 0
+    tubelet: int = 1
     frames: int = 8
     fps: float | None = None
     sampling: str = "random"
@@ -139,6 +147,8 @@ class DataConfig:
                 values[key] = _tuple(value)
         if "tasks" in values:
             values["tasks"] = {key: float(weight) for key, weight in values["tasks"].items()}
+        if "masks" in values:
+            values["masks"] = _plain(values["masks"])
         made = DataConfig(**values)
         made._check()
         return made
@@ -156,6 +166,12 @@ class DataConfig:
         if self.threads:
             return self.threads
         return min(os.cpu_count() or 1, _MOST_THREADS) if self.cache == "none" else 1
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tubelets, rows and columns of tokens in a clip, as the encoder counts them."""
+        rows = self.size // self.patch
+        return max(1, self.frames // self.tubelet), rows, rows
 
     def _check(self) -> None:
         def demand(holds: bool, key: str, mend: str) -> None:
@@ -175,6 +191,12 @@ class DataConfig:
             "streams",
             f"it must have 'video' and may have others of {STREAMS}, each once",
         )
+        if "masks" in self.streams:
+            cuts = self.patch > 0 and self.size % self.patch == 0
+            demand(cuts, "patch", f"masks need one that divides data.size={self.size}")
+            cuts = self.frames == 1 or self.frames % self.tubelet == 0
+            demand(cuts, "tubelet", f"it must divide data.frames={self.frames}")
+            demand(bool(self.masks), "masks", "data.streams has 'masks'; name a sampler")
         demand(bool(self.path) != bool(self.mixture), "path", "set either it or data.mixture")
         weights = [weight for _, weight in self.mixture]
         demand(all(weight > 0 for weight in weights), "mixture", "every weight must be above 0")
@@ -241,6 +263,10 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: _sequence(v, _pair),
         "a tuple of (path, weight) pairs",
     ),
+    "Mapping[str, Any]": (
+        lambda v: isinstance(v, Mapping | ml_collections.ConfigDict),
+        "a section, such as {'sampler': 'multiblock'}",
+    ),
     "Mapping[str, float]": (_weights, "a weight for each task, such as {'caption': 1.0}"),
 }
 _FIELDS = {field.name: str(field.type) for field in dataclasses.fields(DataConfig)}
@@ -255,6 +281,13 @@ def _check_type(key: str, value: Any) -> None:
 
 def _tuple(value: Any) -> Any:
     return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """Sections as dicts and lists as tuples, all the way down."""
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
+        return {key: _plain(item) for key, item in value.items()}
+    return _tuple(value)
 
 
 def default_data_config() -> ml_collections.ConfigDict:

@@ -24,6 +24,8 @@ from jepa.data.clips import View, check_unreadable
 from jepa.data.config import DataConfig
 from jepa.data.sampling import Purpose
 from jepa.errors import UserError
+from jepa.masks import config as masks_config
+from jepa.masks.config import Masks
 
 _POSITION = "position"
 _DIGESTS = "digests"
@@ -171,6 +173,11 @@ class TrainLoader:
         labels = self._assembler.labels
         return labels.classes if labels is not None else ()
 
+    @property
+    def masks(self) -> Masks | None:
+        """The sampler of the stream `masks`, which knows its counts; None without that stream."""
+        return self._assembler.masks
+
     def state(self) -> dict[str, Any]:
         """JSON that `restore` goes on from, the same on all hosts.
 
@@ -293,13 +300,16 @@ def make_train_loader(
     opened = [sources.open_source(path, config.split) for path, _ in config.sources]
     texts = sources.open_texts(config, opened) if "text" in config.streams else None
     labels = sources.open_labels(config, opened) if "label" in config.streams else None
+    masks = None
+    if "masks" in config.streams:
+        masks = masks_config.from_config(config.masks, config.grid, "data.masks")
     view = View(config, seed)
     clips = [sources.open_clips(source, view) for source in opened]
     queries = [sources.caption_queries(config, source) for source in opened]
     order = Order([len(part) for part in clips], [w for _, w in config.sources], seed)
     return TrainLoader(
         config,
-        Assembler(config, clips, queries, texts, labels, seed),
+        Assembler(config, clips, queries, texts, labels, masks, seed),
         order,
         global_batch=global_batch,
         process_index=process_index,
