@@ -5,11 +5,17 @@ import pytest
 import torch
 from compiled_text import collective_sizes
 
-from jepa.losses.sigreg import quadrature, random_slices, sigreg
+from jepa.losses.normality import STATISTICS
+from jepa.losses.sigreg import quadrature, sigreg, slice_key
+from jepa.losses.sigreg import random_slices as draw
 from jepa.parallel.mesh import batch_sharding, make_mesh, replicated
 
-OPTIONS = ("slices", "knots", "t_max", "form", "scale_by_n")
-value_and_grad = jax.jit(jax.value_and_grad(sigreg), static_argnames=OPTIONS)
+OPTIONS = ("slices", "knots", "t_max", "form", "views", "scale_by_n", "chunk", "statistic")
+QUICK = {"xla_backend_optimization_level": 0}
+value_and_grad = jax.jit(
+    jax.value_and_grad(sigreg), static_argnames=OPTIONS, compiler_options=QUICK
+)
+random_slices = jax.jit(draw, static_argnums=(1, 2, 3))
 FORMS = [
     {"form": "folded", "knots": 17, "t_max": 3.0},
     {"form": "integral", "knots": 17, "t_max": 5.0},
@@ -52,27 +58,31 @@ def test_parity_with_torch(options, dtype, tolerance):
     np.testing.assert_allclose(grad, wanted_grad, atol=tolerance * abs(wanted_grad).max())
 
 
-@pytest.mark.parametrize(
-    ("devices", "shape"),
-    [(1, {}), (2, {"fsdp": 2}), (4, {"data": 2, "fsdp": 2}), (8, {"data": 8})],
-)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
-def test_value_and_gradient_on_meshes(devices, shape, dtype, tolerance):
-    options = FORMS[0]
-    mesh = make_mesh(shape, jax.devices()[:devices])
-    with jax.enable_x64(dtype == "float64"), jax.set_mesh(mesh):
-        rows, whole = batch_sharding(mesh), replicated(mesh)
-        x = jax.device_put(samples(dtype), rows)
-        key = jax.random.key(3)
-        directions = random_slices(key, 6, 32, dtype)
-        step = jax.jit(
-            lambda x, key: jax.value_and_grad(sigreg)(x, key, slices=32, **options),
-            out_shardings=(whole, rows),
-        )
-        value, grad = step(x, key)
-    wanted, wanted_grad = torch_sigreg(samples(dtype), directions, **options)
-    np.testing.assert_allclose(value, wanted, rtol=tolerance)
-    np.testing.assert_allclose(grad, wanted_grad, atol=tolerance * abs(wanted_grad).max())
+def test_float64_on_a_mesh_in_chunks():
+    mesh = make_mesh({"data": 4, "fsdp": 2})
+    with jax.enable_x64(), jax.set_mesh(mesh):
+        x, key = jax.device_put(samples("float64"), batch_sharding(mesh)), jax.random.key(3)
+        value, grad = value_and_grad(x, key, slices=32, chunk=12, **FORMS[2])
+        directions = random_slices(key, 6, 32, "float64")
+    wanted, wanted_grad = torch_sigreg(samples("float64"), directions, **FORMS[2])
+    np.testing.assert_allclose(value, wanted, rtol=1e-12)
+    np.testing.assert_allclose(grad, wanted_grad, atol=1e-12 * abs(wanted_grad).max())
+
+
+def test_views_share_slices_and_pooled_views_are_another_number():
+    # Views of the same samples: each view alone cannot tell that the others exist; pooled, the
+    # same empirical characteristic function is multiplied by V * N.
+    x, key = jnp.asarray(samples()), jax.random.key(3)
+    one, _ = value_and_grad(x, key, slices=32)
+    each, grad = value_and_grad(jnp.stack([x, x, x]), key, slices=32)
+    pooled, _ = value_and_grad(jnp.stack([x, x, x]), key, slices=32, views="pooled")
+    assert grad.shape == (3, *x.shape)
+    np.testing.assert_allclose([each, pooled / 3], one, rtol=1e-6)
+    means = [
+        value_and_grad(jnp.stack([x, x, x]), key, slices=32, scale_by_n=False, views=views)[0]
+        for views in ("each", "pooled")
+    ]
+    np.testing.assert_allclose(means, one / len(x), rtol=1e-6)
 
 
 def gaussian_moment(s, options):
@@ -105,14 +115,64 @@ def test_expectation_under_scaled_gaussians(options):
 
 
 @pytest.mark.parametrize("options", FORMS[:2])
-def test_collapse_to_zero_is_a_known_integral(options):
-    x = jnp.zeros((12, 5))
-    value, grad = value_and_grad(x, jax.random.key(0), slices=8, **options)
+def test_collapse_to_a_point_is_a_known_sum(options):
+    point = np.asarray([1.0, -2.0, 0.5, 0.0, 3.0])
+    x, key = jnp.tile(jnp.asarray(point, "float32"), (12, 1)), jax.random.key(0)
+    value, grad = value_and_grad(x, key, slices=8, **options)
     t, w = quadrature(**options)
+    angles = (point @ np.asarray(random_slices(key, 5, 8, "float32"), np.float64))[:, None] * t
+    error = abs(np.exp(1j * angles) - np.exp(-(t**2) / 2)) ** 2
+    np.testing.assert_allclose(value, 12 * np.mean(error @ w), rtol=1e-5)
+    flat, flat_grad = value_and_grad(x, key, slices=8, scale_by_n=False, **options)
+    np.testing.assert_allclose(flat, value / 12, rtol=1e-6)
+    np.testing.assert_allclose(flat_grad, grad / 12, rtol=1e-5, atol=1e-9)
+
+
+def test_collapse_to_zero_has_no_gradient():
+    value, grad = value_and_grad(jnp.zeros((12, 5)), jax.random.key(0), slices=8)
+    t, w = quadrature("folded", 17, None)
     np.testing.assert_allclose(value, 12 * np.sum(w * (1 - np.exp(-(t**2) / 2)) ** 2), rtol=1e-5)
     assert not grad.any()
-    flat, _ = value_and_grad(x, jax.random.key(0), slices=8, scale_by_n=False, **options)
-    np.testing.assert_allclose(flat, value / 12, rtol=1e-6)
+
+
+def test_turning_the_samples_changes_no_expectation():
+    # The slices have no preferred direction: with many of them the value of turned samples is the
+    # same to the Monte-Carlo error, although the samples are far from isotropic.
+    x = samples(n=64) * np.arange(1.0, 7.0, dtype="float32")
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))[0].astype("float32")
+    keys = jax.random.split(jax.random.key(0), 2 * 16)
+    values = jax.jit(lambda x, keys: jax.lax.map(lambda k: sigreg(x, k, slices=256), keys))
+    plain, turned = np.asarray(values(x, keys[:16])), np.asarray(values(x @ turn, keys[16:]))
+    error = np.sqrt((plain.var(ddof=1) + turned.var(ddof=1)) / 16)
+    assert error < 0.02 * plain.mean()
+    assert abs(plain.mean() - turned.mean()) < 4 * error
+
+
+@pytest.mark.parametrize("name", ["cramer_von_mises", "moments"])
+def test_other_statistics_see_the_same_projections(name):
+    assert name in STATISTICS
+    x, key = np.stack([samples(), 2 * samples()]), jax.random.key(3)
+    directions = random_slices(key, 6, 8, "float32")
+    apart = [jax.jit(STATISTICS[name])(v @ directions).mean() for v in x]
+    mesh = make_mesh({"data": 4, "fsdp": 2})
+    with jax.set_mesh(mesh):
+        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, ("data", "fsdp")))
+        each, grad = value_and_grad(jax.device_put(x, rows), key, slices=8, statistic=name)
+    np.testing.assert_allclose(each, np.mean(apart), rtol=1e-5)
+    alone, alone_grad = value_and_grad(jnp.asarray(x), key, slices=8, statistic=name)
+    np.testing.assert_allclose(grad, alone_grad, atol=1e-5 * abs(alone_grad).max())
+    pooled, _ = value_and_grad(
+        jnp.asarray(x), key, slices=8, statistic=name, views="pooled", scale_by_n=False
+    )
+    wanted = jax.jit(STATISTICS[name])(x.reshape(-1, 6) @ directions).mean() / 32
+    np.testing.assert_allclose(pooled, wanted, rtol=1e-5)
+
+
+def test_slice_key_is_a_function_of_seed_step_and_use():
+    wanted = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), 3), 1)
+    assert slice_key(7, 3, 1) == wanted == jax.jit(slice_key)(7, jnp.int32(3), 1)
+    keys = [slice_key(*a) for a in ((7, 3), (7, 4), (8, 3), (7, 3, 1))]
+    assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == 4
 
 
 def test_quadratures():
@@ -134,8 +194,8 @@ def test_slices_are_unit_and_depend_on_the_key_alone():
     np.testing.assert_allclose(jnp.linalg.norm(a, axis=0), 1.0, rtol=1e-6)
     mesh = make_mesh({"data": 2, "fsdp": 4})
     with jax.set_mesh(mesh):
-        draw = jax.jit(lambda k: random_slices(k, 7, 50, "float32"))
-        np.testing.assert_allclose(draw(jax.random.key(1)), a, rtol=1e-6)
+        b = random_slices(jax.random.key(1), 7, 50, "float32")
+    np.testing.assert_allclose(b, a, rtol=1e-6)
     assert not np.allclose(a, random_slices(jax.random.key(2), 7, 50, "float32"))
 
 
@@ -156,17 +216,6 @@ def test_only_characteristic_functions_cross_devices():
     assert sum(collective_sizes(compiled.as_text())) == 2 * (knots - 1) * slices
 
 
-def test_memory_does_not_grow_with_knots():
-    def temporaries(knots):
-        step = jax.jit(lambda x, k: jax.grad(sigreg)(x, k, slices=64, knots=knots))
-        x = jax.ShapeDtypeStruct((1024, 16), "float32")
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return step.lower(x, key).compile().memory_analysis().temp_size_in_bytes
-
-    one = 4 * 1024 * 64  # the projected batch
-    assert temporaries(65) - temporaries(17) < one
-
-
 def test_bfloat16_is_widened():
     x = jnp.asarray(samples(), jnp.bfloat16)
     key = jax.random.key(0)
@@ -182,10 +231,18 @@ def test_bfloat16_is_widened():
         ({"knots": 1}, "two knots"),
         ({"t_max": 0.0}, "t_max"),
         ({"slices": 0}, "slice"),
+        ({"chunk": 0}, "chunk"),
+        ({"views": "all"}, "views"),
+        ({"implementation": "cuda"}, "cuda"),
+        ({"statistic": "kolmogorov"}, "kolmogorov"),
+        ({"statistic": "moments", "chunk": 8}, "chunks"),
     ],
 )
 def test_bad_arguments(options, word):
     with pytest.raises(ValueError, match=word):
         sigreg(jnp.zeros((4, 3)), jax.random.key(0), **options)
+
+
+def test_bad_shapes():
     with pytest.raises(ValueError, match="N, D"):
         sigreg(jnp.zeros(3), jax.random.key(0))
