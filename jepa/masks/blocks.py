@@ -168,6 +168,15 @@ def token_ids(mask: np.ndarray, frames: int = 1) -> np.ndarray:
     return ids.reshape(batch, -1)
 
 
+def lowest_ids(mask: np.ndarray, frames: int, count: int) -> np.ndarray:
+    """As `token_ids`, of rows with different numbers of true cells: the `count` lowest ids."""
+    starts = mask.shape[1] * np.arange(frames)[:, None]
+    ids = np.empty((len(mask), count), np.int32)
+    for row, cells in enumerate(mask):
+        ids[row] = (starts + np.flatnonzero(cells)).reshape(-1)[:count]
+    return ids
+
+
 def fewest(minimum: float, tokens: int) -> int:
     """The tokens of `tokens` that a share `minimum` asks for, at least one."""
     return max(1, math.ceil(minimum * tokens - 1e-9))

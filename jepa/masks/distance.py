@@ -33,8 +33,8 @@ def distance_to_masked(context: np.ndarray, target: np.ndarray, grid: Grid) -> n
     squared = np.where(volume, np.int32(0), np.int32(sum(size * size for size in grid)))
     for axis in (1, 2, 3):
         squared = _nearest(squared, axis)
-    chosen = np.take_along_axis(squared.reshape(batch, -1), where, axis=1)
-    return np.sqrt(chosen.astype(np.float32))
+    distances = np.sqrt(squared.reshape(batch, -1).astype(np.float32))
+    return np.take_along_axis(distances, where, axis=1)
 
 
 def _nearest(squared: np.ndarray, axis: int) -> np.ndarray:

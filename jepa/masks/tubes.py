@@ -7,8 +7,8 @@ Kc and Kt tokens of context and target; T, H, W and N as in `blocks`.
 **Counts.** Kt is the expected size of the union, measured once on 1,536 masks from fixed random
 numbers, or the share `masked` where that is given; Kc = N - Kt. Mind what the authors' code
 does instead: it cuts contexts and targets to the smallest of a batch (of 24, a device), so that its
-encoder sees fewer tokens than a union leaves on average (16x16: 24 % and 5 %, not 38 % and 19 %).
-`masked` of 0.76 and 0.95 gives the encoder as many as there.
+encoder sees fewer tokens than a union leaves on average (16x16: 23 % and 5 %, not 38 % and 18 %).
+`masked` of 0.77 and 0.95 gives the encoder as many as there.
 
 **unbiased** (default). The blocks of a mask, each of its own aspect, grow together until their
 union has Kt tokens, as `blocks` tells.
@@ -73,8 +73,7 @@ class Tubes:
     Attributes:
       grid: tubelets, rows and columns of tokens.
       kinds: of masks, by unique names.
-      minimum: least share of the tokens that contexts and targets must have; a config with less is
-        refused.
+      minimum: least share of the tokens that a context must have; a config with less is refused.
       distribution: "unbiased" or "published".
       section: of the config, for messages.
 
@@ -107,6 +106,11 @@ class Tubes:
         values = dict(config.items())
         check_known(section, values, known)
         if "kinds" in values:
+            if not hasattr(values["kinds"], "items"):
+                raise UserError(
+                    f"{section}.kinds is {values['kinds']!r}; give a section for each kind, such "
+                    "as {'short': {'blocks': 8, 'scale': 0.15}}"
+                )
             values["kinds"] = tuple(
                 _parse_kind(name, kind, f"{section}.kinds.{name}")
                 for name, kind in values["kinds"].items()
@@ -140,7 +144,8 @@ class Tubes:
         draw = _published if self.distribution == PUBLISHED else _unbiased
         return {
             kind.name: draw(self, kind, seed, indices, stream)
-            for stream, kind in enumerate(self.kinds)
+            # By name, since a config may forget the order that its keys were given in.
+            for stream, kind in enumerate(sorted(self.kinds, key=lambda kind: kind.name))
         }
 
     def _check(self, kind: Kind) -> None:
@@ -156,18 +161,17 @@ class Tubes:
                     f"{section}.masked is {kind.masked:g}, but {self.section}.distribution is "
                     "'published', where counts follow from the blocks; take one of them out"
                 )
-        tokens = int(np.prod(self.grid))
-        wanted = blocks.fewest(self.minimum, tokens)
+        wanted = blocks.fewest(self.minimum, int(np.prod(self.grid)))
         context, target = _counts(self, kind)
-        if min(context, target) >= wanted:
+        if context >= wanted and target:
             return
-        given = "blocks and scale leave" if kind.masked is None else "masked leaves"
-        part, count = ("context", context) if context < wanted else ("target", target)
+        keys = "blocks and scale" if kind.masked is None else "masked"
+        few = f"{context} tokens for the context, where {self.section}.minimum asks for {wanted}"
         raise UserError(
             f"{section} is {kind.blocks} blocks of scale {kind.scale}, masked {kind.masked}; on a "
-            f"grid of {'x'.join(map(str, self.grid))} its {given} {count} tokens for the {part}, "
-            f"where {self.section}.minimum asks for {wanted}; "
-            f"{'lower' if part == 'context' else 'raise'} them, or use larger frames"
+            f"grid of {'x'.join(map(str, self.grid))} that leaves "
+            f"{few if target else 'no token for the target'}; {'lower' if target else 'raise'} "
+            f"its {keys}, or use larger frames"
         )
 
 
@@ -190,10 +194,8 @@ _EXAMPLES = {"blocks": "8", "scale": "0.15"}
 def _unbiased(
     masks: Tubes, kind: Kind, seed: int, indices: np.ndarray, stream: int
 ) -> dict[str, np.ndarray]:
-    target = _grown(masks, kind, seed, indices, stream)
-    batch = len(indices)
-    frames = masks.grid[0] if target.ndim == 3 else 1
-    target = target.reshape(batch, -1)
+    frames = masks.grid[0] if _whole(masks.grid, kind) else 1
+    target = _grown(masks, kind, seed, indices, stream).reshape(len(indices), -1)
     return {
         "context": blocks.token_ids(~target, frames),
         "target": blocks.token_ids(target, frames),
@@ -223,16 +225,17 @@ def _published(
     masks: Tubes, kind: Kind, seed: int, indices: np.ndarray, stream: int
 ) -> dict[str, np.ndarray]:
     batch, tokens = len(indices), int(np.prod(masks.grid))
+    frames = masks.grid[0] if _whole(masks.grid, kind) else 1
     kept, masked = _counts(masks, kind)
     size = _size(masks.grid, kind, blocks.uniforms(seed, indices, 3, stream=stream, attempt=1))
-    target = np.zeros((batch, tokens), bool)
+    target = np.zeros((batch, tokens // frames), bool)
     pending = np.arange(batch)
     for attempt in range(2, blocks.ATTEMPTS + 2):
         drawn = blocks.uniforms(
             seed, indices[pending], 3 * kind.blocks, stream=stream, attempt=attempt
         )
         union = _union(masks.grid, kind, [n[pending] for n in size], drawn)
-        found = union.sum(axis=1)
+        found = union.sum(axis=1) * frames
         enough = (found >= masked) & (tokens - found >= kept)
         target[pending[enough]] = union[enough]
         pending = pending[~enough]
@@ -240,12 +243,10 @@ def _published(
             break
     else:
         grown = _grown(masks, kind, seed, indices[pending], stream)
-        if grown.ndim == 3:
-            grown = np.repeat(grown[:, None], masks.grid[0], axis=1)
-        target[pending] = grown.reshape(len(pending), tokens)
+        target[pending] = grown.reshape(len(pending), -1)
     return {
-        "context": blocks.token_ids(blocks.lowest(~target, kept)),
-        "target": blocks.token_ids(blocks.lowest(target, masked)),
+        "context": blocks.lowest_ids(~target, frames, kept),
+        "target": blocks.lowest_ids(target, frames, masked),
     }
 
 
@@ -269,7 +270,11 @@ def _size(grid: Grid, kind: Kind, drawn: np.ndarray) -> list[np.ndarray]:
 
 
 def _union(grid: Grid, kind: Kind, size: list[np.ndarray], drawn: np.ndarray) -> np.ndarray:
-    """Bool [B, N], the union of blocks of one size at random places; `drawn` [B, 3 blocks]."""
+    """The union of blocks of one size at random places; `drawn` [B, 3 blocks].
+
+    Returns:
+      Bool [B, H W] for all frames alike where blocks last for all of them, or else [B, N].
+    """
     batch = len(drawn)
     uniform = drawn.reshape(batch, kind.blocks, 3)
     spans = []
@@ -279,7 +284,7 @@ def _union(grid: Grid, kind: Kind, size: list[np.ndarray], drawn: np.ndarray) ->
         spans.append(blocks.span(first, length, extent))
     frames, rows, columns = spans
     if _whole(grid, kind):
-        return np.tile(blocks.cover(rows, columns).reshape(batch, -1), (1, grid[0]))
+        return blocks.cover(rows, columns).reshape(batch, -1)
     planes = (rows[..., :, None] & columns[..., None, :]).reshape(batch, kind.blocks, -1)
     return blocks.cover(frames, planes).reshape(batch, -1)
 
@@ -293,7 +298,7 @@ def _counts(masks: Tubes, kind: Kind) -> tuple[int, int]:
     _, least_context, least_target = _measured(masks.grid, kind)
     return (
         min(max(least_context, wanted), tokens - target),
-        min(max(least_target, wanted), target),
+        min(max(least_target, 1), target),
     )
 
 
