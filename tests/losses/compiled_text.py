@@ -16,3 +16,9 @@ def collective_sizes(text):
             shapes = re.findall(r"\w+\[([\d,]*)\]", match.group(1))
             found += [int(np.prod([int(d) for d in s.split(",") if d])) for s in shapes]
     return found
+
+
+def array_sizes(text):
+    """How many numbers each array has that a compiled program names."""
+    shapes = re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", text)
+    return [int(np.prod([int(d) for d in s.split(",")])) for s in shapes]

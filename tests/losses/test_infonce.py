@@ -1,9 +1,12 @@
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from compiled_text import collective_sizes
+from compiled_text import array_sizes, collective_sizes
 
 from jepa.losses.infonce import info_nce, inverse_temperature
 from jepa.parallel.mesh import batch_sharding, make_mesh, replicated
@@ -37,12 +40,25 @@ def reference(p, t, hashes, scale=SCALE):
     return loss.item(), p.grad.numpy(), t.grad.numpy(), s.grad.numpy()
 
 
-def value_and_grads(p, t, hashes, scale):
+def value_and_grads(p, t, hashes, scale, **options):
     def loss(p, t, scale):
-        return info_nce(p, t, inverse_temperature=scale, target_hash=hashes)
+        return info_nce(p, t, inverse_temperature=scale, target_hash=hashes, **options)
 
     (value, _), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(p, t, scale)
     return value, *grads
+
+
+def program(mesh, size, width, dtype="float32", hashes=True, **options):
+    """Compiled value and gradients of a batch that lies on the mesh as in training."""
+    with jax.set_mesh(mesh):
+        rows, whole = batch_sharding(mesh), replicated(mesh)
+        x = jax.ShapeDtypeStruct((size, width), dtype, sharding=rows)
+        hashes = jax.ShapeDtypeStruct((size,), "int32", sharding=rows) if hashes else None
+        scale = jax.ShapeDtypeStruct((), "float32", sharding=whole)
+        step = jax.jit(
+            partial(value_and_grads, **options), out_shardings=(whole, rows, rows, whole)
+        )
+        return step.lower(x, x, hashes, scale).compile()
 
 
 @jax.jit
@@ -51,45 +67,117 @@ def score(p, t, target_hash=None):
 
 
 @pytest.mark.parametrize(
-    ("devices", "shape", "masked"),
+    ("shape", "hashes", "options"),
     [
-        (1, {"data": 1}, False),
-        (2, {"fsdp": 2}, True),
-        (4, {"data": 2, "fsdp": 2}, True),
-        (8, {"data": 8}, False),
-        (8, {"data": 2, "fsdp": 4}, True),
+        ({"data": 1}, None, {"tile": 3}),
+        ({"data": 2, "fsdp": 2}, HASH, {"transport": "ring"}),
+        ({"data": 2, "fsdp": 4}, HASH, {}),
     ],
 )
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
-def test_value_and_gradient_on_meshes(devices, shape, masked, dtype, tolerance):
-    hashes = HASH if masked else None
+def test_float64_on_meshes(shape, hashes, options):
     wanted = reference(*inputs("float64"), hashes)
-    mesh = make_mesh(shape, jax.devices()[:devices])
-    with jax.enable_x64(dtype == "float64"), jax.set_mesh(mesh):
+    mesh = make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
+    with jax.enable_x64(True), jax.set_mesh(mesh):
         rows, whole = batch_sharding(mesh), replicated(mesh)
-        p, t = (jax.device_put(x, rows) for x in inputs(dtype))
+        p, t = (jax.device_put(x, rows) for x in inputs("float64"))
         hashes = None if hashes is None else jax.device_put(hashes, rows)
-        step = jax.jit(value_and_grads, out_shardings=(whole, rows, rows, whole))
-        got = step(p, t, hashes, jnp.asarray(SCALE, dtype))
-        assert all(x.dtype == dtype for x in got)
+        step = jax.jit(
+            partial(value_and_grads, **options), out_shardings=(whole, rows, rows, whole)
+        )
+        got = step(p, t, hashes, jnp.float64(SCALE))
+        assert all(x.dtype == "float64" for x in got)
     for a, b in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_logits_stay_on_their_devices():
+def test_gathered_targets_are_the_only_large_arrays():
     size, width = 1024, 8
-    mesh = make_mesh({"data": 4, "fsdp": 2})
-    with jax.set_mesh(mesh):
-        rows, whole = batch_sharding(mesh), replicated(mesh)
-        x = jax.ShapeDtypeStruct((size, width), "float32", sharding=rows)
-        hashes = jax.ShapeDtypeStruct((size,), "int32", sharding=rows)
-        scale = jax.ShapeDtypeStruct((), "float32", sharding=whole)
-        step = jax.jit(value_and_grads, out_shardings=(whole, rows, rows, whole))
-        text = step.lower(x, x, hashes, scale).compile().as_text()
+    text = program(make_mesh({"data": 4, "fsdp": 2}), size, width, tile=32).as_text()
     sizes = collective_sizes(text)
-    # The targets and their gradient, and a dozen vectors over the batch; never the logits.
+    # The targets, once or twice, and the reduction of their gradient; a dozen vectors beside.
     assert max(sizes) == size * width
-    assert sum(sizes) < 2 * size * width + 16 * size
+    assert sum(sizes) < 3 * size * width + 16 * size
+    assert max(array_sizes(text)) == size * width
+
+
+def test_ring_holds_nothing_larger_than_a_piece():
+    size, width, devices, tile = 1024, 8, 8, 32
+    mesh = make_mesh({"data": 4, "fsdp": 2})
+    text = program(mesh, size, width, transport="ring", tile=tile).as_text()
+    assert "all-gather" not in text and "reduce-scatter" not in text
+    assert max(array_sizes(text)) == max(size * width // devices, tile * tile)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ring_memory(dtype):
+    # A piece is 19 MB in float32; all logits would be 2.4 GB, those of one device 302 MB.
+    mesh = make_mesh({"data": 8})
+    compiled = program(mesh, 24_576, 1536, dtype, hashes=False, transport="ring")
+    assert compiled.memory_analysis().temp_size_in_bytes < 128e6
+
+
+def test_gradient_that_nobody_wants_costs_nothing():
+    def loss(p, t):
+        return info_nce(p, t, inverse_temperature=SCALE)[0]
+
+    mesh = make_mesh({"data": 8})
+    with jax.set_mesh(mesh):
+        x = jax.ShapeDtypeStruct((64, 8), "float32", sharding=batch_sharding(mesh))
+        text = jax.jit(jax.grad(loss)).lower(x, x).compile().as_text()
+    assert re.search(r"f32\[64,8\]\S* all-gather", text)
+    assert not re.search(r"f32\[8,8\]\S* reduce-scatter", text)
+
+
+@pytest.mark.parametrize("transport", ["all_gather", "ring"])
+def test_metrics_on_a_mesh(transport):
+    p, t = inputs("float32", 24)
+    hashes = np.arange(24, dtype=np.int32) % 19
+    options = {"inverse_temperature": SCALE, "target_hash": hashes}
+    _, wanted = jax.jit(partial(info_nce, **options))(p, t)
+    mesh = make_mesh({"data": 4}, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        _, got = jax.jit(partial(info_nce, **options, transport=transport, tile=4))(p, t)
+    assert 0 < wanted["accuracy_prediction_to_target"] < 1
+    assert got.keys() == wanted.keys()
+    for name, value in got.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-5, err_msg=name)
+
+
+def test_zero_rows_get_no_gradient():
+    p, t = inputs("float32")
+    p[2] = t[5] = 0
+    value, by_p, by_t, _ = jax.jit(value_and_grads)(p, t, HASH, SCALE)
+    assert np.isfinite(value) and np.isfinite(by_p).all() and np.isfinite(by_t).all()
+    assert (by_p[2] == 0).all() and (by_t[5] == 0).all()
+    assert (np.abs(by_p).max(1) > 0).sum() == 7
+
+
+def test_logits_far_below_those_of_other_rows():
+    # The negatives of one row, and its own target, are 200 below those of the others.
+    p = np.tile(np.float32([[1, 0]]), (6, 1))
+    p[4] *= -1
+    t = np.tile(np.float32([[1, 0]]), (6, 1))
+    value, *_ = jax.jit(partial(value_and_grads, tile=2))(p, t, None, 100.0)
+    columns = (5 * np.log(5) + 200 + np.log(5)) / 6
+    np.testing.assert_allclose(value, (np.log(6) + columns) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"hardness": 0.7}, {"label_smoothing": 0.1}])
+def test_nothing_to_tell_apart(options):
+    p, t = inputs("float32", 4)
+    same = np.zeros(4, np.int32)
+    step = jax.jit(partial(value_and_grads, **options, tile=2))
+    value, *grads = step(p, t, same, SCALE)
+    assert value == 0
+    assert all((np.asarray(g) == 0).all() for g in grads)
+
+
+def test_hardness_starts_from_the_plain_loss():
+    p, t = inputs("float32")
+    plain = jax.jit(value_and_grads)(p, t, HASH, SCALE)
+    slight = jax.jit(partial(value_and_grads, hardness=1e-6))(p, t, HASH, SCALE)
+    for a, b in zip(slight, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
 
 
 def test_mask_removes_equal_targets_in_both_directions():
@@ -162,9 +250,23 @@ def test_inverse_temperature_is_bounded_and_can_come_back():
     assert f(jnp.bfloat16(1.0)).dtype == jnp.float32
 
 
-def test_shapes_that_do_not_fit():
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_hash": np.zeros(3, np.int32)}, "target_hash"),
+        ({"inverse_temperature": np.ones(4)}, "inverse_temperature must be a scalar"),
+        ({"equal_targets": "ignored"}, "equal_targets 'ignored'"),
+        ({"transport": "mail"}, "transport 'mail'"),
+        ({"tile": 0}, "positive tile"),
+        ({"hardness": -1.0}, "hardness >= 0"),
+        ({"label_smoothing": 1.0}, r"label_smoothing in \[0, 1\)"),
+        ({"hardness": 1.0, "label_smoothing": 0.1}, "neither"),
+        ({"hardness": 1.0, "equal_targets": "positives"}, "neither"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
     x = np.zeros((4, 3), np.float32)
-    with pytest.raises(ValueError, match="info_nce"):
+    with pytest.raises(ValueError, match=message):
+        info_nce(x, x, **{"inverse_temperature": 1.0, **options})
+    with pytest.raises(ValueError, match="two"):
         info_nce(x, x[:3], inverse_temperature=1.0)
-    with pytest.raises(ValueError, match="target_hash"):
-        info_nce(x, x, inverse_temperature=1.0, target_hash=np.zeros(3, np.int32))
