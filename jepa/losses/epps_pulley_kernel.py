@@ -9,9 +9,10 @@ cosine an element serve all knots, by the rotation
 `exp(i t_(k+1) p) = exp(i t_k p) exp(i spacing p)`.
 
 Both functions work on one device's arrays: on a mesh, call them under `jax.shard_map`, since XLA
-cannot cut a kernel. They lower for TPUs alone. JAX raises a ValueError when they are lowered for
-another platform, unless the caller asks for the interpreter, which is slow and meant for tests.
-The platform is not looked up here: a program compiled ahead of time for a TPU is traced on a CPU.
+cannot cut a kernel. They are for TPUs alone: a ValueError says so when a program with them is
+lowered for another platform, unless the caller asks for the interpreter, which is slow and meant
+for tests. It is raised then and not earlier, since a program that is compiled ahead of time for
+TPUs is traced on a machine without one.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 LANES = 128
 STRIP = 64  # Rows that are rotated at a time: 8 registers each of c, s, c1, s1 out of 64.
@@ -64,9 +68,11 @@ def characteristic_sums(
       Two `[K, S]` float32.
 
     Raises:
-      ValueError: shapes or types that do not fit, or a D that is too large for the tiles.
+      ValueError: shapes or types that do not fit, or a D that is too large for the tiles; when
+        lowered, a platform other than TPU.
     """
     _check(x, directions, knots)
+    x = x if interpret else _on_tpu(x)
     count, width = x.shape
     slices = directions.shape[1]
     tiles = tiles_for(count, width, slices, knots, x.dtype.itemsize, backward=False)
@@ -87,7 +93,7 @@ def characteristic_sums(
         ],
         out_specs=(sums_block, sums_block),
         scratch_shapes=[
-            pltpu.VMEM((tiles.rows, tiles.slices), jnp.float32),
+            pltpu.VMEM((tiles.rows, LANES), jnp.float32),
             partial_sums,
             partial_sums,
         ],
@@ -123,7 +129,8 @@ def pull_back(
       `[n, D]` float32.
 
     Raises:
-      ValueError: shapes or types that do not fit, or a D that is too large for the tiles.
+      ValueError: shapes or types that do not fit, or a D that is too large for the tiles; when
+        lowered, a platform other than TPU.
     """
     knots = sine_weights.shape[0]
     _check(x, directions, knots)
@@ -132,6 +139,7 @@ def pull_back(
             raise ValueError(
                 f"weights must be float32 [knots, slices], not {weights.dtype} {weights.shape}"
             )
+    x = x if interpret else _on_tpu(x)
     count, width = x.shape
     slices = directions.shape[1]
     tiles = tiles_for(count, width, slices, knots, x.dtype.itemsize, backward=True)
@@ -152,7 +160,7 @@ def pull_back(
             weights_block,
         ],
         out_specs=rows_block,
-        scratch_shapes=[pltpu.VMEM((tiles.rows, tiles.slices), jnp.float32)],
+        scratch_shapes=[pltpu.VMEM((tiles.rows, LANES), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="epps_pulley_pull_back",
@@ -193,19 +201,21 @@ def tiles_for(
 
 
 def vmem_bytes(tiles: Tiles, width: int, knots: int, itemsize: int, *, backward: bool) -> int:
-    """Counts the kernel's memory: what is streamed is there twice, and registers are 8 by 128."""
+    """Counts the kernel's memory: what is streamed is there twice, and registers are 8 by 128.
+
+    The compiler's own share is an upper bound to what was measured for v5e.
+    """
     lanes = math.ceil(width / LANES) * LANES
     sublanes = math.ceil(width / 8) * 8
     sums = math.ceil(knots / 8) * 8 * tiles.slices * 4
     streamed = tiles.rows * lanes * itemsize + sublanes * tiles.slices * 4 + 2 * sums
-    scratch = tiles.rows * tiles.slices * 4
-    # What the compiler keeps of a left operand that it cuts into bfloat16 pieces, as measured.
-    scratch += 17 * tiles.rows * max(lanes, tiles.slices if backward else 0)
+    scratch = tiles.rows * LANES * 4
+    compilers = (4 * tiles.rows + 2 * sublanes) * LANES * 4
     if backward:
         streamed += tiles.rows * lanes * 4
     else:
         scratch += 2 * knots * 8 * tiles.slices * 4
-    return 2 * streamed + scratch
+    return 2 * streamed + scratch + compilers
 
 
 def _useful(sizes: tuple[int, ...], extent: int) -> list[int]:
@@ -225,6 +235,26 @@ def _check(x: jax.Array, directions: jax.Array, knots: int) -> None:
         )
 
 
+def _refuse(*_: Any) -> Any:
+    raise ValueError(
+        "the Epps-Pulley kernel is for TPUs; use the XLA form on other platforms, or in tests "
+        "interpret=True"
+    )
+
+
+# The identity, where it can be lowered.
+_on_tpu_p = Primitive("epps_pulley_on_tpu")
+_on_tpu_p.def_abstract_eval(lambda x: x)
+batching.primitive_batchers[_on_tpu_p] = lambda x, axes: (_on_tpu_p.bind(*x), axes[0])
+mlir.register_lowering(_on_tpu_p, lambda _, x: [x], platform="tpu")
+mlir.register_lowering(_on_tpu_p, _refuse)
+
+
+@jax.jit
+def _on_tpu(x: jax.Array) -> jax.Array:
+    return _on_tpu_p.bind(x)
+
+
 def _pad_slices(array: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(array, ((0, 0), (0, -array.shape[1] % multiple)))
 
@@ -239,32 +269,26 @@ def _sums_kernel(x, directions, cosines, sines, p, cosine_parts, sine_parts, **s
         cosine_parts[...] = jnp.zeros_like(cosine_parts)
         sine_parts[...] = jnp.zeros_like(sine_parts)
 
-    p[...] = _project(x, directions)
-
-    def strip(rows: pl.Slice, columns: pl.Slice, first_row: jax.Array) -> None:
-        angles = p[rows, columns]
+    def strip(rows: pl.Slice, columns: pl.Slice | slice) -> None:
+        angles = p[rows, :]
         if count % p.shape[0]:
             row = jax.lax.broadcasted_iota(jnp.int32, angles.shape, 0)
-            there = row < count - tile * p.shape[0] - first_row
+            there = row < count - tile * p.shape[0] - rows.start
             angles = jnp.where(there, angles, 0.0)  # What is beyond the rows may be NaN.
-            here = jnp.where(there, 1.0, 0.0)
-        else:
-            here = jnp.ones_like(angles)
-        step_sine, step_cosine = sine_cosine(angles * spacing)
-        if start == 0:
-            sine, cosine = jnp.zeros_like(angles), here
-        else:
-            sine, cosine = (here * a for a in sine_cosine(angles * start))
+        (cosine, sine), step = _rotations(angles, start, spacing)
+        if count % p.shape[0]:
+            cosine, sine = jnp.where(there, cosine, 0.0), jnp.where(there, sine, 0.0)
         for k in range(knots):
             if k:
-                cosine, sine = (
-                    cosine * step_cosine - sine * step_sine,
-                    sine * step_cosine + cosine * step_sine,
-                )
+                cosine, sine = _rotate(cosine, sine, *step)
             cosine_parts[k, :, columns] += _by_sublane(cosine)
             sine_parts[k, :, columns] += _by_sublane(sine)
 
-    _for_strips(p, strip)
+    @pl.loop(0, directions.shape[1], step=LANES)
+    def _(column):
+        columns = pl.ds(pl.multiple_of(column, LANES), LANES)
+        p[...] = _product(x, directions[:, columns], contract=0)
+        _for_strips(p, lambda rows: strip(rows, columns))
 
     @pl.when(tile == pl.num_programs(1) - 1)
     def _():
@@ -275,63 +299,64 @@ def _sums_kernel(x, directions, cosines, sines, p, cosine_parts, sine_parts, **s
 def _pull_back_kernel(x, directions, sine_weights, cosine_weights, out, p, *, start, spacing):
     """One tile; by Horner's rule `sum_k w_k z^k`, `w = cosine_weights - i sine_weights`."""
     knots = sine_weights.shape[0]
-    p[...] = _project(x, directions)
 
-    def strip(rows: pl.Slice, columns: pl.Slice, first_row: jax.Array) -> None:
-        del first_row  # Rows that are not there are not written.
-        angles = p[rows, columns]
-        step_sine, step_cosine = sine_cosine(angles * spacing)
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        out[...] = jnp.zeros_like(out)
+
+    def strip(rows: pl.Slice, columns: pl.Slice | slice) -> None:
+        angles = p[rows, :]
+        first, step = _rotations(angles, start, spacing)
         last = pl.ds(knots - 1, 1)
         real = jnp.broadcast_to(cosine_weights[last, columns], angles.shape)
         imaginary = jnp.broadcast_to(-sine_weights[last, columns], angles.shape)
         for k in reversed(range(knots - 1)):
-            real, imaginary = (
-                real * step_cosine - imaginary * step_sine + cosine_weights[pl.ds(k, 1), columns],
-                imaginary * step_cosine + real * step_sine - sine_weights[pl.ds(k, 1), columns],
-            )
-        if start != 0:
-            sine, cosine = sine_cosine(angles * start)
-            real = real * cosine - imaginary * sine
-        p[rows, columns] = real
+            real, imaginary = _rotate(real, imaginary, *step)
+            real += cosine_weights[pl.ds(k, 1), columns]
+            imaginary -= sine_weights[pl.ds(k, 1), columns]
+        p[rows, :], _ = _rotate(real, imaginary, *first)
 
-    _for_strips(p, strip)
-    part = jax.lax.dot_general(
-        p[...],
-        directions[...],
-        (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    tile = pl.program_id(1)
-
-    @pl.when(tile == 0)
-    def _():
-        out[...] = part
-
-    @pl.when(tile != 0)
-    def _():
-        out[...] += part
+    @pl.loop(0, directions.shape[1], step=LANES)
+    def _(column):
+        columns = pl.ds(pl.multiple_of(column, LANES), LANES)
+        p[...] = _product(x, directions[:, columns], contract=0)
+        _for_strips(p, lambda rows: strip(rows, columns))
+        out[...] += _product(p, directions[:, columns], contract=1)
 
 
-def _project(x, directions) -> jax.Array:
-    return jnp.dot(
-        x[...].astype(jnp.float32),
-        directions[...],
+def _product(left, right: jax.Array, contract: int) -> jax.Array:
+    """Contracts the last dimension of `left` with dimension `contract` of `right`, in float32."""
+    return jax.lax.dot_general(
+        left[...].astype(jnp.float32),
+        right,
+        (((1,), (contract,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
 
 
 def _for_strips(p, strip) -> None:
-    """Walks over a tile in pieces whose state stays in registers."""
-    columns = p.shape[1] // LANES
+    """Walks over the rows of a tile in pieces whose state stays in registers."""
 
-    def body(i: jax.Array, _: None) -> None:
-        row = pl.multiple_of(i // columns * STRIP, STRIP)
-        column = pl.multiple_of(i % columns * LANES, LANES)
-        strip(pl.ds(row, STRIP), pl.ds(column, LANES), row)
+    @pl.loop(0, p.shape[0], step=STRIP, unroll=2)
+    def _(row):
+        strip(pl.ds(pl.multiple_of(row, STRIP), STRIP))
 
-    jax.lax.fori_loop(0, p.shape[0] // STRIP * columns, body, None)
+
+def _rotations(angles: jax.Array, start: float, spacing: float):
+    """(cos, sin) at the first knot, and of the step from knot to knot."""
+    step = sine_cosine(angles * spacing)[::-1]
+    if start == spacing:
+        return step, step
+    if start == 0:
+        return (jnp.ones_like(angles), jnp.zeros_like(angles)), step
+    return sine_cosine(angles * start)[::-1], step
+
+
+def _rotate(
+    real: jax.Array, imaginary: jax.Array, cosine: jax.Array, sine: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return real * cosine - imaginary * sine, imaginary * cosine + real * sine
 
 
 def _by_sublane(a: jax.Array) -> jax.Array:
@@ -361,10 +386,12 @@ ROUND_BITS = int(np.float32(ROUND).view(np.int32))
 
 
 def sine_cosine(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sine and cosine of float32 `x` in 31 operations together; Mosaic's own take 160.
+    """Sine and cosine of float32 `x` in 31 operations together; Mosaic's own take 163.
 
-    Within 2e-7 for |x| <= 800. Beyond, the error is that of an argument wrong by a unit in its
-    last place, and results stay within [-1, 1] to rounding.
+    Cody and Waite's reduction by multiples of pi in two parts, then polynomials. Within 2e-7 for
+    |x| <= 800. Beyond, errors are those of an argument that is wrong in its last place; beyond
+    1e6, where an argument is no longer known to a fraction of a turn, results mean nothing but
+    are at most 1 to rounding. NaN stays NaN.
     """
     # Integers hold the rounded number: XLA would fold adding and subtracting a constant.
     shifted = jax.lax.bitcast_convert_type(x * (1 / math.pi) + ROUND, jnp.int32)
