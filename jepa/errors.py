@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -27,3 +28,20 @@ def check_known(section: str, given: Iterable[str], known: Iterable[str]) -> Non
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
             raise UserError(f"The config key {path!r} does not exist; {hint}")
+
+
+def check_keys(section: str, given: Any, known: Any) -> None:
+    """Checks the keys of a section of the config, and of the sections within it.
+
+    Args:
+      section: its path, for the message.
+      given: the section, a `ConfigDict` or dict.
+      known: the same with its defaults.
+
+    Raises:
+      UserError: as `check_known`.
+    """
+    check_known(section, given, known)
+    for key, value in given.items():
+        if hasattr(known[key], "items"):
+            check_keys(f"{section}.{key}", value, known[key])

@@ -21,12 +21,10 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 from ml_collections import ConfigDict
 
-from jepa.errors import UserError, check_known
+from jepa.errors import UserError, check_keys
 from jepa.interop import minilm as minilm_weights
-from jepa.losses.infonce import info_nce, inverse_temperature
-from jepa.losses.regression import regression
-from jepa.losses.sigreg import sigreg
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
+from jepa.methods.paired_loss import PairedLoss, default_loss
 from jepa.models import flops as count
 from jepa.models.minilm import MiniLM
 from jepa.models.text import TextTransformer
@@ -83,26 +81,6 @@ def default_model() -> ConfigDict:
     )
 
 
-def default_loss() -> ConfigDict:
-    """The `loss` section with its defaults: the paper's InfoNCE alone."""
-    return ConfigDict(
-        {
-            "info_nce": 1.0,
-            # Answers such as "yes" stand in a batch more than once; equal ones are no negatives.
-            "mask_equal_targets": True,
-            "temperature": 0.07,
-            "learnable_temperature": True,
-            "maximum_inverse_temperature": 100.0,
-            "regression": 0.0,
-            "regression_kind": "l2",
-            "stop_target_gradient": False,
-            "sigreg_prediction": 0.0,
-            "sigreg_target": 0.0,
-            "sigreg": {"slices": 256, "knots": 17, "t_max": 3.0, "form": "folded"},
-        }
-    )
-
-
 class VLJEPA:
     """The method; see `jepa.methods.base.Method` for the protocol."""
 
@@ -113,10 +91,9 @@ class VLJEPA:
           UserError: a key of `model` or `loss` that does not exist, or an unknown text tower.
         """
         for section, default in (("model", default_model()), ("loss", default_loss())):
-            _check_keys(section, config[section], default)
+            check_keys(section, config[section], default)
         self.model: ConfigDict = config.model
-        self.loss: ConfigDict = config.loss
-        self.seed: int = config.seed
+        self.loss = PairedLoss(config.loss, config.seed)
         self.dtype = jnp.dtype(config.dtype)
         # Master weights stay in float32 whatever the compute type, except in a float64 run.
         self.param_dtype = jnp.promote_types(self.dtype, jnp.float32)
@@ -150,7 +127,7 @@ class VLJEPA:
             *partition.prefixed("y_encoder/tower", self.tower.partition_table()),
             *partition.prefixed("y_encoder/head", self.head.partition_table()),
         ]
-        return (*table, ("log_inverse_temperature", ()))
+        return (*table, *self.loss.partition_table())
 
     def _requirements(self) -> Requirements:
         y = self.model.y_encoder
@@ -161,8 +138,7 @@ class VLJEPA:
             frozen.append("predictor/table/.*")
         if y.frozen:
             frozen.append("y_encoder/tower/.*")
-        if not (self.loss.learnable_temperature and self.loss.info_nce):
-            frozen.append("log_inverse_temperature")
+        frozen += self.loss.frozen()
         return Requirements(
             frozen=tuple(frozen),
             learning_rate_groups=(
@@ -176,7 +152,7 @@ class VLJEPA:
 
         Raises:
           UserError: heads that the tensor axis does not divide, a text tower that is frozen at its
-            random initial values, or no loss at all.
+            random initial values, or a loss that cannot be (`PairedLoss.check`).
         """
         y = config.model.y_encoder
         if y.frozen and y.tower == "transformer":
@@ -192,11 +168,7 @@ class VLJEPA:
                     f"config.model.{name}.heads is {heads}, which config.mesh.tensor={tensor} does "
                     "not divide; change one of them"
                 )
-        terms = ("info_nce", "regression", "sigreg_prediction", "sigreg_target")
-        if not any(config.loss[term] for term in terms):
-            raise UserError(
-                f"config.loss has no term; give one of {', '.join(terms)} a weight above 0"
-            )
+        self.loss.check()
 
     def check_vocabulary(self, sizes: Mapping[str, int | None]) -> None:
         """Checks the tokenizers of the streams `query` and `text` against the token tables.
@@ -243,9 +215,7 @@ class VLJEPA:
                 "tower": tower_params["params"],
                 "head": self.head.init(keys[3], features)["params"],
             },
-            "log_inverse_temperature": -jnp.log(
-                jnp.asarray(self.loss.temperature, self.param_dtype)
-            ),
+            **self.loss.learnt(self.param_dtype),
         }
         return unfreeze(params), {}
 
@@ -303,40 +273,21 @@ class VLJEPA:
                 "target": self.target(params, batch["text"]),
             },
             scalars={
-                "log_inverse_temperature": params["log_inverse_temperature"],
+                **{name: params[name] for name, _ in self.loss.partition_table()},
                 "target_hash": batch["text"]["hash"],
             },
         )
         return outputs, state
 
     def objective(self, outputs: Outputs, step: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Mixes InfoNCE, latent regression and SIGReg by `config.loss`."""
-        prediction, target = outputs.pooled["prediction"], outputs.pooled["target"]
-        total = jnp.zeros((), jnp.promote_types(prediction.dtype, jnp.float32))
-        metrics: Metrics = {}
-        if self.loss.info_nce:
-            scale = inverse_temperature(
-                outputs.scalars["log_inverse_temperature"], self.loss.maximum_inverse_temperature
-            )
-            hashes = outputs.scalars["target_hash"] if self.loss.mask_equal_targets else None
-            value, metrics = info_nce(
-                prediction, target, inverse_temperature=scale, target_hash=hashes
-            )
-            metrics = {**metrics, "info_nce": value, "temperature": 1.0 / scale}
-            total += self.loss.info_nce * value
-        if self.loss.regression:
-            goal = jax.lax.stop_gradient(target) if self.loss.stop_target_gradient else target
-            value = regression(prediction, goal, self.loss.regression_kind)
-            metrics["regression"] = value
-            total += self.loss.regression * value
-        for index, (name, x) in enumerate((("prediction", prediction), ("target", target))):
-            weight = self.loss[f"sigreg_{name}"]
-            if weight:
-                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), step), index)
-                value = sigreg(x, key, **self.loss.sigreg)
-                metrics[f"sigreg_{name}"] = value
-                total += weight * value
-        return total, metrics
+        """Mixes the losses of `config.loss`; see `jepa.methods.paired_loss`."""
+        return self.loss(
+            outputs.pooled["prediction"],
+            outputs.pooled["target"],
+            learnt=outputs.scalars,
+            target_hash=outputs.scalars["target_hash"],
+            step=step,
+        )
 
     def embed(self, params: Params, state: Params, batch: Batch) -> Outputs:
         """Returns unit vectors: `prediction` if there is a video, `target` if there is a text."""
@@ -382,10 +333,3 @@ def _apply(module: nn.Module, params: Params, *inputs: Any) -> Any:
 def _unit(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
-
-
-def _check_keys(section: str, given: ConfigDict, known: ConfigDict) -> None:
-    check_known(section, given, known)
-    for key, value in given.items():
-        if isinstance(known[key], ConfigDict):
-            _check_keys(f"{section}.{key}", value, known[key])
