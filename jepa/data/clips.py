@@ -61,14 +61,23 @@ class View:
             chosen, config.frame_control, seed=self.seed, positions=positions
         )
 
+    @property
+    def crops(self) -> bool:
+        """Whether a part of the frame is drawn for each row."""
+        return self.random and self.config.crop == "random_resized"
+
+    def boxes(self, positions: np.ndarray, aspect: float) -> np.ndarray:
+        """The random crops of rows with frames of one aspect, as `transforms.random_boxes`."""
+        uniforms = sampling.uniform(self.seed, positions[:, None], Purpose.CROP + np.arange(4))
+        return transforms.random_boxes(
+            uniforms, aspect, self.config.crop_scale, self.config.crop_ratio
+        )
+
     def box(self, position: int, aspect: float) -> transforms.Box | None:
         """The random crop of one row, or None for the centre."""
-        if not (self.random and self.config.crop == "random_resized"):
+        if not self.crops:
             return None
-        uniforms = sampling.uniform(self.seed, position, Purpose.CROP + np.arange(4))
-        return transforms.random_box(
-            uniforms.tolist(), aspect, self.config.crop_scale, self.config.crop_ratio
-        )
+        return transforms.Box(*self.boxes(np.array([position]), aspect)[0].tolist())
 
     def mirrored(self, positions: np.ndarray) -> np.ndarray:
         """Which rows are mirrored, bool [B]."""
@@ -108,7 +117,6 @@ class EncodedClips(Clips):
         """See `Clips.load`."""
         records: list[Record | None] = []
         failed: dict[int, str] = {}
-        mirrored = self.view.mirrored(positions)
         blank = self.view.config.frame_control == "blank"
         for i, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
             record = self.split.record(number, video=not blank)
@@ -124,8 +132,8 @@ class EncodedClips(Clips):
                 plane = target[row]
                 for time, frame in enumerate(frames):
                     plane[time] = frame[name]
-                if mirrored[i]:
-                    plane[:] = transforms.flip({name: plane})[name].copy()
+        if not blank:
+            transforms.mirror(out, rows[self.view.mirrored(positions)])
         return records, failed
 
     def _decode(self, record: Record, position: np.ndarray) -> list[Planes]:
@@ -148,7 +156,7 @@ class CachedClips(Clips):
         """Read the cache in `directory`, making it first where needed; None: keep it in memory."""
         super().__init__(split, view)
         config = view.config
-        self._native = view.random and config.crop == "random_resized"
+        self._native = view.crops
         self._size = None if self._native else config.size
         self._pixels = "yuv420" if self._native else config.pixels
         self._records: list[Record] = []
@@ -248,9 +256,7 @@ class CachedClips(Clips):
                     np.take(plane, places, axis=0, out=out[name], mode="clip")
                 else:
                     out[name][rows] = plane[places]
-        for row in rows[self.view.mirrored(positions)].tolist():
-            for name, plane in out.items():
-                plane[row] = transforms.flip({name: plane[row]})[name].copy()
+        transforms.mirror(out, rows[self.view.mirrored(positions)])
         return records, failed
 
     def _crop(self, number: int, position: int, indices: np.ndarray, out: Planes, row: int) -> None:

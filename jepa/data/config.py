@@ -31,7 +31,8 @@ class DataConfig:
     """The `data` part of a config; `DataConfig.parse` makes and checks it.
 
     Attributes:
-        path: Directory of a dataset, or `tfds:NAME` for a prepared TFDS image set.
+        path: Directory of a dataset; or `tfds:NAME` for a prepared TFDS image set, `idx:DIR` for
+            MNIST's files, `folder:DIR` for DIR/SPLIT/CLASS/files, which are read in place.
         mixture: ((path, weight), ...) instead of `path`: datasets drawn from by weight.
         split: Split of every dataset in it.
         streams: What a batch has, of `STREAMS`. "text" stands for the streams `query` and `text`;
@@ -74,7 +75,7 @@ class DataConfig:
         text_features: Directory of cached features of the targets (`cache.TextFeatures`), or
             None: the targets are then token ids.
         cache: Decode every clip once and keep it uncompressed in "memory", or on "disk" under
-            the dataset's directory. Meant for small sets.
+            the dataset's directory. Meant for small sets. IDX files lie in memory anyway.
         workers: Processes that read ahead; 0 for threads in this process.
         threads: Threads that read ahead when `workers` is 0, each one a whole batch of this host,
             so that batches take memory by their number. 0 for one a CPU core but at most 8, or one

@@ -84,7 +84,8 @@ class Record:
         media: "video", or "image" for a single picture.
         video: The encoded file (MP4, WebM, JPEG, ...) as it is, container included. Empty after
             `decode(data, video=False)`.
-        codec: Name of the video codec as FFmpeg spells it, e.g. "h264".
+        codec: Name of the video codec as FFmpeg spells it, e.g. "h264"; "rawvideo" for a grey
+            picture of an IDX file, whose bytes are its rows.
         colour_range: "tv" (luma 16-235) or "pc" (0-255).
         colour_space: Matrix as FFmpeg spells it, e.g. "bt709", "smpte170m"; "unspecified" where
             the file does not say.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa.data import images
+from jepa.data import folder, idx, images
 from jepa.data.assemble import Texts
 from jepa.data.clips import CachedClips, Clips, EncodedClips, View
 from jepa.data.config import DataConfig
 from jepa.data.dataset import Dataset
 from jepa.data.labels import Labels
+from jepa.data.raw import RawClips
 from jepa.errors import UserError
 
 
@@ -36,22 +37,37 @@ class Source:
     classes: Mapping[str, tuple[str, ...]]
 
 
+# What `data.path` may begin with, and who reads what comes behind it. Anything else is a dataset.
+_IN_PLACE: Mapping[str, Callable[[str, str], Any]] = {
+    images.PREFIX: images.ImageSplit,
+    idx.PREFIX: idx.IdxSplit,
+    folder.PREFIX: folder.FolderSplit,
+}
+
+
+def is_dataset(path: str) -> bool:
+    """Whether a path names the directory of a dataset, not a set that is read in place."""
+    return not path.startswith(tuple(_IN_PLACE))
+
+
 def open_source(path: str, split: str) -> Source:
-    """Open a split of a dataset directory or of `tfds:NAME`.
+    """Open a split of a dataset directory, or of a set that is read in place.
 
     Raises:
         UserError: it does not exist, has no such split, or the split is empty.
     """
-    if path.startswith(images.PREFIX):
-        found = images.ImageSplit(path.removeprefix(images.PREFIX), split)
-        source = Source(path, found, (images.QUERY,), None, {images.LABEL: found.classes})
-    else:
+    if is_dataset(path):
         dataset = Dataset.open(path)
         queries = tuple(dataset.caption_queries)
         classes = {label: tuple(sorted(values)) for label, values in dataset.attributes.items()}
         source = Source(path, dataset.split(split), queries, dataset.directory, classes)
+    else:
+        prefix = next(prefix for prefix in _IN_PLACE if path.startswith(prefix))
+        found = _IN_PLACE[prefix](path.removeprefix(prefix), split)
+        classes = {images.LABEL: found.classes} if found.classes else {}
+        source = Source(path, found, (images.QUERY,), None, classes)
     if not len(source.split):
-        raise UserError(f"split {split!r} of {path} is empty; prepare the dataset again")
+        raise UserError(f"split {split!r} of {path} is empty; fill it, or name another one")
     return source
 
 
@@ -94,14 +110,17 @@ def open_labels(config: DataConfig, sources: Sequence[Source]) -> Labels:
 def open_clips(source: Source, view: View) -> Clips:
     """The clips of a source, cached as the config says (this is where a cache is built)."""
     cache = view.config.cache
+    if cache == "disk" and source.directory is None:
+        raise UserError(
+            f"data.cache is 'disk', but {source.path} has no directory for it; set it to 'memory'"
+        )
+    if isinstance(source.split, idx.IdxSplit):
+        return RawClips(source.split, view)
     if cache == "none":
         return EncodedClips(source.split, view)
     if cache == "memory":
         return CachedClips(source.split, view, None)
-    if source.directory is None:
-        raise UserError(
-            "data.cache is 'disk', but a TFDS set has no directory for it; set it to 'memory'"
-        )
+    assert source.directory is not None
     return CachedClips(source.split, view, source.directory / "cache")
 
 

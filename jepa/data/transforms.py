@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import av
@@ -23,6 +23,8 @@ Planes = dict[str, np.ndarray]
 _BT601 = (2, 5, 6)
 _LIMITED = (0, 1)
 _GREY = {"rgb": 128, "y": 126, "uv": 128}
+
+_AT_ONCE = 1 << 19
 
 _local = threading.local()
 
@@ -49,29 +51,33 @@ def _even(value: float, low: int, high: int) -> int:
     return max(low, min(2 * round(value / 2), high - high % 2))
 
 
-def random_box(
-    uniforms: Sequence[float],
+def random_boxes(
+    uniforms: np.ndarray,
     aspect: float,
     scale: tuple[float, float] = (0.3, 1.0),
     ratio: tuple[float, float] = (0.75, 1.35),
-) -> Box:
-    """Draw the box of a random resized crop.
+) -> np.ndarray:
+    """Draw the boxes of random resized crops.
 
     The area is uniform in `scale`, the logarithm of the aspect uniform in `ratio`; a side that
     would not fit is cut to the frame (no rejection, so the cost is fixed).
 
     Args:
-        uniforms: Four numbers in [0, 1): area, ratio, top, left.
-        aspect: Width over height of the frame.
+        uniforms: [..., 4] in [0, 1): area, ratio, top, left.
+        aspect: Width over height of the frames.
         scale: Smallest and largest share of the frame's area.
         ratio: Smallest and largest width over height of the box.
+
+    Returns:
+        Float64 [..., 4]: top, left, height and width in shares of the frame, as in `Box`.
     """
-    area = scale[0] + uniforms[0] * (scale[1] - scale[0])
+    area = scale[0] + uniforms[..., 0] * (scale[1] - scale[0])
     low, high = np.log(ratio)
-    shape = float(np.exp(low + uniforms[1] * (high - low))) / aspect
-    height = min(1.0, (area / shape) ** 0.5)
-    width = min(1.0, (area * shape) ** 0.5)
-    return Box(uniforms[2] * (1 - height), uniforms[3] * (1 - width), height, width)
+    shape = np.exp(low + uniforms[..., 1] * (high - low)) / aspect
+    height = np.minimum(1.0, (area / shape) ** 0.5)
+    width = np.minimum(1.0, (area * shape) ** 0.5)
+    top, left = uniforms[..., 2] * (1 - height), uniforms[..., 3] * (1 - width)
+    return np.stack([top, left, height, width], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +147,16 @@ def cut(planes: Planes, top: int, left: int, height: int, width: int) -> Planes:
 def flip(planes: Mapping[str, np.ndarray]) -> Planes:
     """Mirror `[..., H, W]` or `[..., H, W, C]` planes left to right; a view."""
     return {k: v[..., ::-1] if k == "y" else v[..., ::-1, :] for k, v in planes.items()}
+
+
+def mirror(planes: Planes, rows: np.ndarray) -> None:
+    """Mirror rows of `[B, T, ...]` planes in place."""
+    for name, plane in planes.items():
+        # So many at once that the copy between stays in the processor's cache.
+        step = max(1, _AT_ONCE // max(1, plane[:1].nbytes))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            plane[part] = flip({name: plane[part]})[name]
 
 
 def shapes(size: int, pixels: str) -> dict[str, tuple[int, ...]]:

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from loading_helpers import pictures
 
 from jepa.data import transforms
-from jepa.data.transforms import Box, Converter, random_box
+from jepa.data.transforms import Box, Converter, random_boxes
 
 unit = st.floats(0, 1, exclude_max=True)
 
 
 @given(st.lists(unit, min_size=4, max_size=4), st.floats(0.3, 3))
 def test_a_random_box_lies_inside_and_has_area_and_shape_as_asked(uniforms, aspect):
-    box = random_box(uniforms, aspect, (0.3, 1.0), (0.75, 1.35))
+    box = Box(*random_boxes(np.array(uniforms), aspect, (0.3, 1.0), (0.75, 1.35)))
     assert box.top >= 0 and box.top + box.height <= 1 + 1e-9
     assert box.left >= 0 and box.left + box.width <= 1 + 1e-9
     area, shape = box.height * box.width, box.width * aspect / box.height
