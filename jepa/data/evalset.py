@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,20 +15,23 @@ from jepa.data import sources, transforms
 from jepa.data.clips import View, check_unreadable
 from jepa.data.config import DataConfig
 from jepa.data.schema import Record
+from jepa.errors import UserError
 
 
 class EvalSet:
     """The clips of one split, each once and in order: middle window, centre crop, unmirrored.
 
+    Neither captions nor labels are needed; `data.streams` says what there is beside the video.
+
     Of a mixture, the first dataset is the one that is evaluated. `data.frame_control` applies as in
     training; its random numbers depend on the record alone.
 
     Attributes:
-        records: The records in order, without their encoded bytes.
         dataset: The opened source (`sources.Source`).
         texts: The tokenizers of the config (`texts.query`, `texts.target`) and the features; None
             without the stream "text".
         caption_queries: Queries that ask for a caption.
+        classes: Names of the classes of `data.label`; () without the stream "label".
         unreadable: {record index: reason}; their clips are mid-grey and they are logged.
     """
 
@@ -46,16 +50,37 @@ class EvalSet:
         self.texts = (
             sources.open_texts(config, [self.dataset]) if "text" in config.streams else None
         )
+        self._labels = (
+            sources.open_labels(config, [self.dataset]) if "label" in config.streams else None
+        )
+        self.classes: tuple[str, ...] = self._labels.classes if self._labels is not None else ()
         self.caption_queries = sources.caption_queries(config, self.dataset)
         self._clips = sources.open_clips(self.dataset, View(config, seed=0, random=False))
-        count = len(self._clips) if limit is None else min(limit, len(self._clips))
-        self.records: list[Record] = [
-            self.dataset.split.record(i, video=False) for i in range(count)
-        ]
+        self._count = len(self._clips) if limit is None else min(limit, len(self._clips))
         self.unreadable: dict[int, str] = {}
 
     def __len__(self) -> int:
-        return len(self.records)
+        return self._count
+
+    @functools.cached_property
+    def records(self) -> list[Record]:
+        """The records in order, without their encoded bytes; read when first asked for."""
+        return [self.dataset.split.record(i, video=False) for i in range(len(self))]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """Classes of the records in order, int32 [n], places in `classes`; -1 for one of none.
+
+        Raises:
+            UserError: without the stream "label"; a record has a value that is no class.
+        """
+        if self._labels is None:
+            raise UserError(
+                f"data.streams is {self._config.streams!r}; add 'label' to it for the classes"
+            )
+        known = hasattr(self.dataset.split, "class_ids")
+        records = [] if known else self.records
+        return self._labels.of(self.dataset.split, np.arange(len(self)), records)
 
     def batches(self, batch_size: int) -> Iterator[tuple[int, np.ndarray | transforms.Planes]]:
         """Yield `(valid, video)`: the video stream of `batch_size` clips, the first `valid` real.

@@ -86,3 +86,21 @@ def test_the_limit_of_unreadable_clips_is_not_relative_to_a_few_first_ones(tmp_p
     assert len(list(evaluated.batches(10))) == 2 and len(evaluated.unreadable) == 2
     with pytest.raises(UserError, match="2 of 400 records"):
         list(EvalSet({**keys, "max_bad_fraction": 0.001}, "validation", limit=20).batches(10))
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_a_set_without_texts_has_labels_in_order(tmp_path, cache):
+    colours = ["red", "blue", None, "red", "green"]
+    clips = [
+        record(i, count=4, captions=(), questions=(), labels={"colour": c} if c else {})
+        for i, c in enumerate(colours)
+    ]
+    path = write(tmp_path / "d", {"validation": clips}, shards=1, attributes=None)
+    keys = config(path, streams=("video", "label"), label="colour", cache=cache, frames=2)
+    evaluated = EvalSet({**keys, "tokenizer": "/nowhere"}, "validation")
+    assert evaluated.texts is None and evaluated.classes == ("blue", "green", "red")
+    assert evaluated.labels.dtype == np.int32 and evaluated.labels.tolist() == [2, 0, -1, 2, 1]
+    assert [n for n, _ in evaluated.batches(3)] == [3, 2]
+    assert EvalSet(keys, "validation", limit=2).labels.tolist() == [2, 0]
+    with pytest.raises(UserError, match="add 'label'"):
+        EvalSet({**keys, "streams": ("video",)}, "validation").labels  # noqa: B018

@@ -11,7 +11,8 @@ import pytest
 from array_record.python import array_record_module
 from loading_helpers import pictures
 
-from jepa.data.images import ImageSplit
+from jepa.data.evalset import EvalSet
+from jepa.data.images import ImageSplit, _distinct
 from jepa.data.loader import make_train_loader
 from jepa.errors import UserError
 
@@ -102,3 +103,22 @@ def test_tensorflow_stays_out(toy):
         "ImageSplit('toy', 'train').record(0); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_labels_are_places_in_the_order_of_the_set(toy, cache):
+    keys = {"path": "tfds:toy", "frames": 1, "size": 32, "cache": cache}
+    keys["streams"] = ("video", "label")
+    with make_train_loader(keys, global_batch=5, seed=0) as loader:
+        batch = next(loader)
+        assert loader.classes == ("cat", "acorn tree")
+    # The level of red tells which picture it is.
+    numbers = np.argsort(np.argsort(batch["video"][..., 0].mean((1, 2, 3))))
+    np.testing.assert_array_equal(batch["label"], numbers % 2)
+    evaluated = EvalSet(keys, "train")
+    assert evaluated.labels.tolist() == [0, 1, 0, 1, 0] and evaluated.classes == loader.classes
+
+
+def test_classes_of_one_name_stay_two():
+    names = _distinct(["crane", "cat", "crane", "crane 2", "crane"])
+    assert names[:3] == ("crane", "cat", "crane 2") and len(set(names)) == 5
