@@ -83,25 +83,6 @@ def test_views_can_be_mapped_over():
         np.testing.assert_allclose(mapped, np.stack(each), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("end", "tolerance"), [(4, 2e-7), (100, 2e-7), (800, 2e-7), (1e6, 0.25)])
-def test_sine_and_cosine_of_long_arguments(end, tolerance):
-    x = np.random.default_rng(0).uniform(-end, end, 200_000).astype(np.float32)
-    x[:3] = 0, end, -end
-    for function in (kernel.sine_cosine, jax.jit(kernel.sine_cosine)):
-        sine, cosine = function(x)
-        assert np.abs(sine - np.sin(x.astype(np.float64))).max() <= tolerance
-        assert np.abs(cosine - np.cos(x.astype(np.float64))).max() <= tolerance
-        assert (sine[0], cosine[0]) == (0, 1)
-
-
-def test_sine_and_cosine_stay_bounded_and_pass_nan_on():
-    sine, cosine = kernel.sine_cosine(jnp.asarray([1e8, -1e12, 3e38, jnp.nan], jnp.float32))
-    assert np.abs(sine[:3]).max() <= 1 + 1e-6
-    assert np.abs(cosine[:3]).max() <= 1 + 1e-6
-    assert np.isnan(sine[3])
-    assert np.isnan(cosine[3])
-
-
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_refuses_to_be_lowered_for_other_platforms(platform):
     x, directions, of_sines, of_cosines = arrays(8, 4, 6, 2)
