@@ -124,7 +124,7 @@ def _backward(plan: Plan, saved, cotangent: jax.Array):
 
     def local(x: jax.Array, projected: jax.Array | None, directions: jax.Array, weights: jax.Array):
         gradient = _each_view(
-            lambda piece: _pull_back(*piece, directions, plan),
+            lambda view: _pull_back(view[0], view[1], view[2], directions, plan),
             (_samples(x, plan), projected, weights),
         )
         return gradient.reshape(x.shape)
@@ -179,12 +179,12 @@ def _pull_back(
 ) -> jax.Array:
     """The gradient `[n, D]` from `[2, K, S]` weights, of sines first."""
     if projected is not None:
-        inner = _slopes(projected, *weights, plan.start, plan.spacing)
+        inner = _slopes(projected, weights[0], weights[1], plan.start, plan.spacing)
         return project(inner, directions.T)
     _, pull = _on_device(plan)
 
     def chunk(directions: jax.Array, weights: jax.Array) -> jax.Array:
-        return pull(x, directions, *weights, plan.start, plan.spacing)
+        return pull(x, directions, weights[0], weights[1], plan.start, plan.spacing)
 
     width = directions.shape[1]
     size = min(plan.chunk or width, width)
