@@ -65,8 +65,8 @@ def vicreg_views(
     as large. The authors' code, unlike the paper, also halves the variance term: for its numbers
     pass `variance=12.5`.
 
-    On a mesh a mean `[V, D]`, a covariance `[V, D, D]` and scalars cross devices, and in the
-    backward pass `[V, D]`, whatever N is. A constant dimension has a finite gradient.
+    On a mesh a mean `[D]` and a covariance `[D, D]` of each view and a scalar cross devices, and in
+    the backward pass `[D]` of each view, whatever N is. A constant dimension has a finite gradient.
 
     Args:
       x: `[V, N, D]`, any float type; computed in float32 or wider.
@@ -83,20 +83,16 @@ def vicreg_views(
     """
     if x.ndim != 3 or min(x.shape[:2]) < 2:
         raise ValueError(f"vicreg needs two views or more of two samples or more, not {x.shape}")
-    views, count, width = x.shape
+    views, _, width = x.shape
     x = constrain(widen(x), None, "batch", None)
     # The mean over all pairs of views, from distances to the views' centre.
     apart = (x - jnp.mean(x, axis=0)) ** 2
-    centred = x - jnp.mean(x, axis=1, keepdims=True)
-    precision = jax.lax.Precision.HIGHEST
-    products = jnp.einsum("vni,vnj->vij", centred, centred, precision=precision)
-    matrices = constrain(products / (count - 1), None, None, None)
-    spread = jnp.sqrt(jnp.diagonal(matrices, axis1=1, axis2=2) + EPSILON)
-    others = jnp.where(jnp.eye(width, dtype=bool), 0, matrices)
+    moments = [_moments(view) for view in x]
+    spread = jnp.stack([spread for spread, _ in moments])
     terms = {
         "invariance": jnp.mean(apart) * (2 * views / (views - 1)),
         "variance": 2 * jnp.mean(jax.nn.relu(1 - spread)),
-        "covariance": 2 * jnp.sum(others**2) / (views * width),
+        "covariance": 2 * sum(jnp.sum(others**2) for _, others in moments) / (views * width),
     }
     loss = (
         invariance * terms["invariance"]
@@ -104,3 +100,16 @@ def vicreg_views(
         + covariance * terms["covariance"]
     )
     return loss, {**terms, "std": jnp.mean(spread)}
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Standard deviations `[D]`, and covariances `[D, D]` with zeros for variances, of one view.
+
+    View by view, since for `[V, D, D]` a TPU's compiler may put V last and pad it to 128.
+    """
+    count, width = x.shape
+    centred = x - jnp.mean(x, axis=0)
+    products = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
+    matrix = constrain(products / (count - 1), None, None)
+    spread = jnp.sqrt(jnp.diagonal(matrix) + EPSILON)
+    return spread, jnp.where(jnp.eye(width, dtype=bool), 0, matrix)
