@@ -50,15 +50,17 @@ def tpu_mesh(topology: str, shape: Mapping[str, int]) -> Mesh:
         raise UserError('compiling for TPUs needs libtpu; install it with: pip install "jax[tpu]"')
     if importlib.util.find_spec("libtpu") is None and _beside_packages().is_file():
         os.environ.setdefault("TPU_LIBRARY_PATH", str(_beside_packages()))
-    # Otherwise libtpu asks a metadata server which host it is on.
+    # Otherwise libtpu asks a metadata server which host it is on, and lets one process a machine
+    # load it; nothing is run here, so several may compile.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # Only one process may use the chips of a host, but any number may compile for other chips.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"libtpu knows no topology {topology!r} ({error}); write one such as v5e:4x4."
+            f"libtpu gives no topology {topology!r} ({error}); write one such as v5e:4x4."
         ) from error
     return make_mesh(shape, description.devices)
 
