@@ -6,6 +6,7 @@
     python -m experiments.prepare_data --output data/mine --folder ~/videos --transcode-size 256
     python -m experiments.prepare_data --output data/mine --webdataset 'tars/*.tar' --split train
 
+Nothing is to be prepared for IDX files, folders of classes and TFDS sets, which are read in place.
 A stopped run goes on where it was; a finished one is left alone. Columns of a manifest and the
 layout of tar files: docs/data.md.
 """
