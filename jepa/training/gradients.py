@@ -140,14 +140,13 @@ def cached(represent: Represent, objective: Objective, parts: int) -> Gradient:
     def gradient(params: Params, state: Any, batch: Batch, rng: jax.Array) -> Differentiated:
         micro = MicroBatches.of(batch, parts)
         folded = micro.fold(batch)
-        shapes, _ = jax.eval_shape(represent, params, state, batch, rng)
 
         def part(params: Params, state: Any, index: jax.Array) -> tuple[Outputs, Any]:
             key = jax.random.fold_in(rng, index)
-            outputs, state = represent(params, state, micro.take(folded, index), key)
-            _check_rows(outputs, shapes, micro)
-            return outputs, state
+            return represent(params, state, micro.take(folded, index), key)
 
+        shapes, _ = jax.eval_shape(represent, params, state, batch, rng)
+        _check_rows(shapes, jax.eval_shape(part, params, state, jnp.int32(0))[0], micro)
         outputs = _represent_all(part, params, state, shapes, micro)
         loss, metrics, cotangents = _differentiate(objective, outputs)
         state, gradients = _pull_back(part, params, state, cotangents, micro)
@@ -210,8 +209,8 @@ def _pull_back(
     return state, _like(total, params)
 
 
-def _check_rows(part: Outputs, shapes: Outputs, micro: MicroBatches) -> None:
-    """Checks that outputs have rows of examples, by what a micro-batch and the batch give."""
+def _check_rows(shapes: Outputs, part: Outputs, micro: MicroBatches) -> None:
+    """Checks that outputs have rows of examples, by the shapes of the batch's and of a part's."""
 
     def check(path: Any, full: Any, x: Any) -> None:
         if full.ndim == x.ndim == 0:

@@ -53,25 +53,21 @@ class MicroBatches:
         return cls(examples, parts)
 
     def fold(self, rows: Any) -> Any:
-        """Turns arrays `[B * P, ...]` into `[B / M, M, P, ...]`, which moves nothing."""
-
-        def one(x: jax.Array) -> jax.Array:
-            per_example = x.shape[0] // self.examples
-            shape = (self.examples // self.parts, self.parts, per_example, *x.shape[1:])
-            return on_batch_axes(x.reshape(shape))
-
-        return jax.tree.map(one, rows)
+        """Turns arrays `[B * P, ...]` into `[B / M, M * P, ...]`, which moves nothing."""
+        size = self.examples // self.parts
+        return jax.tree.map(lambda x: on_batch_axes(x.reshape(size, -1, *x.shape[1:])), rows)
 
     def unfold(self, folded: Any) -> Any:
-        """Turns arrays `[B / M, M, P, ...]` back into `[B * P, ...]`, in the first order."""
-        return jax.tree.map(lambda x: on_batch_axes(x.reshape(-1, *x.shape[3:])), folded)
+        """Turns arrays `[B / M, M * P, ...]` back into `[B * P, ...]`, in the first order."""
+        return jax.tree.map(lambda x: on_batch_axes(x.reshape(-1, *x.shape[2:])), folded)
 
     def take(self, folded: Any, index: jax.Array) -> Any:
         """Returns micro-batch `index`: arrays `[B / M * P, ...]` of folded ones."""
 
         def one(x: jax.Array) -> jax.Array:
-            part = jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)
-            return on_batch_axes(part.reshape(-1, *x.shape[3:]))
+            pairs = x.shape[1] // self.parts
+            part = jax.lax.dynamic_slice_in_dim(x, index * pairs, pairs, axis=1)
+            return on_batch_axes(part.reshape(-1, *x.shape[2:]))
 
         return jax.tree.map(one, folded)
 
@@ -79,8 +75,9 @@ class MicroBatches:
         """Returns the folded arrays with micro-batch `index` set to `part`; see `take`."""
 
         def one(x: jax.Array, rows: jax.Array) -> jax.Array:
-            rows = on_batch_axes(rows).reshape(x.shape[0], *x.shape[2:])
-            return jax.lax.dynamic_update_index_in_dim(x, rows, index, axis=1)
+            pairs = x.shape[1] // self.parts
+            rows = on_batch_axes(rows).reshape(x.shape[0], pairs, *x.shape[2:])
+            return jax.lax.dynamic_update_slice_in_dim(x, rows, index * pairs, axis=1)
 
         return jax.tree.map(one, folded, part)
 

@@ -20,6 +20,8 @@ from tests.training import toy
         ("train__keep_best_mode", "most", "keep_best_mode.*'max' or 'min'"),
         ("train__keep_best_metric", "a/b", "keep_best_metric.*eval_every"),
         ("train__profile_steps", (5, 2), "profile_steps"),
+        ("train__gradient_cache", True, "gradient_cache' is True.*accumulate is 1.*set"),
+        ("train__gradient_cache", 1, "gradient_cache.*True or False"),
         ("optimizer__learning_rate", "fast", "learning_rate.*'fast'.*number"),
         ("optimizer__learning_rate", float("nan"), "learning_rate.*finite"),
         ("optimizer__learning_rate", -1.0, "learning_rate.*positive"),
