@@ -89,10 +89,11 @@ def vicreg_views(
     apart = (x - jnp.mean(x, axis=0)) ** 2
     moments = [_moments(view) for view in x]
     spread = jnp.stack([spread for spread, _ in moments])
+    squares = jnp.stack([jnp.sum(others**2) for _, others in moments])
     terms = {
         "invariance": jnp.mean(apart) * (2 * views / (views - 1)),
         "variance": 2 * jnp.mean(jax.nn.relu(1 - spread)),
-        "covariance": 2 * sum(jnp.sum(others**2) for _, others in moments) / (views * width),
+        "covariance": 2 * jnp.mean(squares) / width,
     }
     loss = (
         invariance * terms["invariance"]
@@ -105,7 +106,7 @@ def vicreg_views(
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Standard deviations `[D]`, and covariances `[D, D]` with zeros for variances, of one view.
 
-    View by view, since for `[V, D, D]` a TPU's compiler may put V last and pad it to 128.
+    View by view: for the diagonal of `[V, D, D]` a TPU's compiler puts V last and pads it to 128.
     """
     count, width = x.shape
     centred = x - jnp.mean(x, axis=0)
