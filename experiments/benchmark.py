@@ -83,7 +83,7 @@ def _versions() -> dict[str, str]:
     path = [*sys.path, str(Path(sys.prefix) / "libtpu")]
     if "TPU_LIBRARY_PATH" in os.environ:
         path.insert(0, str(Path(os.environ["TPU_LIBRARY_PATH"]).parents[1]))
-    found = {}
+    found: dict[str, str] = {}
     for name in _VERSIONS:
         for distribution in metadata.distributions(name=name, path=path):
             found.setdefault(name, distribution.version)

@@ -42,7 +42,7 @@ def measure(
     first = rng.standard_normal((batch, 1, size, size, 3), np.float32)
     noise = rng.standard_normal(first.shape, np.float32)
     views = {"first": jnp.asarray(first), "second": jnp.asarray(first + 0.5 * noise)}
-    params = encoder.init(jax.random.key(0), views["first"][:1])
+    params = jax.jit(encoder.init)(jax.random.key(0), views["first"][:1])
 
     def represent(params: Any, state: Any, batch: Any, rng: jax.Array) -> tuple[Outputs, Any]:
         del rng

@@ -23,6 +23,7 @@ from jepa.parallel.mesh import batch_sharding, make_mesh, replicated, set_cpu_de
 from jepa.parallel.partition import constrain
 
 TRANSPORTS = ("ring", "all_gather")
+NAIVE = "full matrix"
 BAR_MB = 128
 NAIVE_SHARE = 0.6  # of the available memory; the rest is for what the compiler did not count
 
@@ -99,7 +100,7 @@ def _memory(mesh: Any, batch: int, dim: int, bar: bool) -> list[Measurement]:
     for dtype in ("float32", "bfloat16"):
         for transport in TRANSPORTS:
             progress(f"InfoNCE: compiling {transport}, {dtype}")
-            program = compiled(mesh, blockwise(transport), batch, dim, dtype)
+            program = _program(mesh, transport, batch, dim, dtype)
             value = program.memory_analysis().temp_size_in_bytes / 1e6
             name = f"InfoNCE, {transport}, {dtype}: temporary memory a device"
             item = Measurement(name, value, "MB", note)
@@ -113,7 +114,7 @@ def _time(mesh: Any, batch: int, dim: int, rounds: int) -> list[Measurement]:
     largest = _largest_naive(mesh, batch, dim)
     found = []
     if largest is None:
-        found.append(Measurement("InfoNCE, full matrix: time", None, "s", "fits at no batch"))
+        found.append(Measurement(f"InfoNCE, {NAIVE}: time", None, "s", "fits at no batch"))
     if largest != batch:
         programs = {name: _program(mesh, name, batch, dim) for name in TRANSPORTS}
         seconds, _ = _run(mesh, programs, batch, dim, rounds=1)
@@ -124,14 +125,14 @@ def _time(mesh: Any, batch: int, dim: int, rounds: int) -> list[Measurement]:
 
 
 def _compare(mesh: Any, batch: int, dim: int, rounds: int) -> list[Measurement]:
-    programs = {name: _program(mesh, name, batch, dim) for name in (*TRANSPORTS, "full matrix")}
+    programs = {name: _program(mesh, name, batch, dim) for name in (*TRANSPORTS, NAIVE)}
     seconds, results = _run(mesh, programs, batch, dim, rounds)
     note = f"B {batch:,}, D {dim:,}, float32, forward and backward, median of {rounds}"
     found = _seconds(seconds, note)
-    naive_mb = _total(programs["full matrix"], mesh) / 1e6
+    naive_mb = _total(programs[NAIVE], mesh) / 1e6
     found.append(
         Measurement(
-            "InfoNCE, full matrix: memory of all devices",
+            f"InfoNCE, {NAIVE}: memory of all devices",
             naive_mb,
             "MB",
             f"arguments and temporaries at B {batch:,}, the largest tried that fits in "
@@ -139,9 +140,9 @@ def _compare(mesh: Any, batch: int, dim: int, rounds: int) -> list[Measurement]:
         )
     )
     for name in TRANSPORTS:
-        ratio = median_ratio(seconds[name], seconds["full matrix"])
+        ratio = median_ratio(seconds[name], seconds[NAIVE])
         found.append(Measurement(f"InfoNCE, {name} / full matrix: time", ratio, "x", note))
-        difference = _difference(results[name], results["full matrix"])
+        difference = _difference(results[name], results[NAIVE])
         found.append(
             Measurement(
                 f"InfoNCE, {name} and full matrix: relative difference",
@@ -162,7 +163,7 @@ def _largest_naive(mesh: Any, batch: int, dim: int) -> int | None:
         if size < mesh.size or size % mesh.size:
             continue
         progress(f"InfoNCE: compiling the full matrix at B {size:,}")
-        if _total(compiled(mesh, naive, size, dim, "float32"), mesh) <= limit:
+        if _total(_program(mesh, NAIVE, size, dim), mesh) <= limit:
             return size
     return None
 
@@ -172,9 +173,10 @@ def _total(program: Any, mesh: Any) -> int:
     return mesh.size * (memory.argument_size_in_bytes + memory.temp_size_in_bytes)
 
 
-def _program(mesh: Any, name: str, batch: int, dim: int) -> Any:
-    loss = naive if name == "full matrix" else blockwise(name)
-    return compiled(mesh, loss, batch, dim, "float32")
+@functools.cache
+def _program(mesh: Any, name: str, batch: int, dim: int, dtype: str = "float32") -> Any:
+    """The compiled step, once for memory and time, by the name of a transport or `NAIVE`."""
+    return compiled(mesh, naive if name == NAIVE else blockwise(name), batch, dim, dtype)
 
 
 def _run(

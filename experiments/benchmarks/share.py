@@ -185,7 +185,7 @@ class _Steps:
         self._images = jax.device_put(images.astype(jnp.bfloat16))
         self._key = jax.random.key(0)
         optimizer = optax.adamw(1e-4)
-        params = network.init(self._key, self._images[:1])
+        params = jax.jit(network.init)(self._key, self._images[:1])
         self._state = (params, optimizer.init(params))
 
         def loss(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:

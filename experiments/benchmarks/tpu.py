@@ -134,7 +134,7 @@ def _memory(
     for batch in batches:
         losses = {name: infonce.blockwise(name) for name in infonce.TRANSPORTS}
         if batch in naive_batches:
-            losses["full matrix"] = infonce.naive
+            losses[infonce.NAIVE] = infonce.naive
         for name, loss in losses.items():
             progress(f"TPU: compiling InfoNCE ({name}) at B {batch:,} for {chips}")
             value, note = _temporary(mesh, loss, batch, dim)
