@@ -24,6 +24,7 @@ from jepa.data.schema import Record
 from jepa.errors import UserError
 
 PREFIX = "folder:"
+_NUMBER = re.compile(r"[0-9]+")
 
 
 class FolderSplit:
@@ -167,10 +168,9 @@ def _suffix(name: str) -> str:
 
 
 def _natural(names: Iterable[str]) -> list[str]:
-    """Sorted with numbers by their value; names of equal value by their letters."""
-    return sorted(names, key=lambda name: (_pieces(name), name))
+    """Sorted with numbers (of up to twenty digits) by their value, else by letters."""
+    return sorted(names, key=lambda name: (_NUMBER.sub(_padded, name), name))
 
 
-def _pieces(name: str) -> list[tuple[bool, int, str]]:
-    pieces = re.split(r"(\d+)", name)
-    return [(i % 2 == 1, int(p) if i % 2 else 0, p) for i, p in enumerate(pieces)]
+def _padded(number: re.Match[str]) -> str:
+    return number[0].zfill(20)
