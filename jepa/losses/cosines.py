@@ -61,12 +61,12 @@ def prepare(
     size = predictions.shape[0]
     if target_hash is not None and target_hash.shape != (size,):
         raise ValueError(f"target_hash must be [{size}], not {target_hash.shape}")
-    for option, value, allowed in (
+    for option, chosen, allowed in (
         ("equal_targets", equal_targets, EQUAL_TARGETS),
         ("transport", transport, TRANSPORTS),
     ):
-        if value not in allowed:
-            raise ValueError(f"{name} {option} {value!r} is none of {allowed}")
+        if chosen not in allowed:
+            raise ValueError(f"{name} {option} {chosen!r} is none of {allowed}")
     if tile < 1:
         raise ValueError(f"{name} needs a positive tile, not {tile}")
     # float16 becomes float32: weighted gradients would underflow in it.

@@ -59,7 +59,7 @@ def info_nce(
       label_smoothing: this share of a row's target is uniform over all logits of its
         denominator; in [0, 1).
       transport: "all_gather" or "ring", equal to rounding. The ring needs memory for a few pieces
-        of `[B / devices, D]`, the other for `[B, D]` twice.
+        of `[B / devices, D]`, the other for several `[B, D]`.
       tile: largest number of rows, and of columns, whose logits exist at a time.
 
     Returns:
