@@ -51,7 +51,10 @@ def measure(
         bar: Whether the sizes are those that the bar names.
     """
     if not has_libtpu():
-        note = "needs libtpu, which is not installed: pip install -r requirements-tpu-compile.txt"
+        note = (
+            "needs libtpu, which is not installed: make test installs it, or "
+            "pip install -r requirements-tpu-compile.txt"
+        )
         progress(f"TPU: not measured; it {note}")
         names = ("SIGReg, TPU: all-reduces", "InfoNCE, TPU: temporary memory a chip")
         found = [Measurement(name, None, "", note) for name in names]

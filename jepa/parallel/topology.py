@@ -54,8 +54,6 @@ def tpu_mesh(topology: str, shape: Mapping[str, int]) -> Mesh:
     # load it; nothing is run here, so several may compile.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # Only one process may use the chips of a host, but any number may compile for other chips.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except (RuntimeError, ValueError) as error:
