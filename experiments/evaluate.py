@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, train
 from jepa import methods
-from jepa.data import loader, storage
+from jepa.data import loader, sources, storage
 from jepa.data.config import DataConfig
 from jepa.errors import UserError
 from jepa.evaluation import baselines, headline, poster, report, results
@@ -228,7 +228,7 @@ def _tell(material: report.Material, path: Path) -> None:
 
 def _data_directory(config: ConfigDict) -> str | None:
     path = DataConfig.parse(config.data).sources[0][0]
-    return None if path.startswith("tfds:") else path
+    return path if sources.is_dataset(path) else None
 
 
 def _parameters(method: Method, params: Mapping[str, Any]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cli
 from jepa import methods
 from jepa.data import config as data_configs
-from jepa.data import dataset, loader
+from jepa.data import dataset, loader, sources
 from jepa.errors import UserError
 from jepa.evaluation import suite
 from jepa.methods import Method
@@ -106,7 +106,7 @@ def distrust_cache(mesh: jax.sharding.Mesh) -> None:
 def check_data(config: ConfigDict) -> None:
     """Raises UserError for an unknown key of `data` or a dataset that is not there."""
     for path, _ in data_configs.DataConfig.parse(config.data).sources:
-        if not path.startswith("tfds:"):
+        if sources.is_dataset(path):
             dataset.Dataset.open(path)
 
 

@@ -71,7 +71,7 @@ class DatasetSource:
         path = config.sources[0][0]
         self.attributes: Mapping[str, Mapping[str, Sequence[str]]] = {}
         queries = config.caption_query
-        if path.startswith(images.PREFIX):
+        if not sources.is_dataset(path):
             queries = queries or (images.QUERY,)
         else:
             dataset = Dataset.open(path)
@@ -83,7 +83,7 @@ class DatasetSource:
                 "that a caption answers"
             )
         self.caption_query = queries[0]
-        directory = None if path.startswith(images.PREFIX) else path
+        directory = path if sources.is_dataset(path) else None
         self._query, self._target = (
             tokenize.Tokenizer(tokenize.find_tokenizer(name, directory), length)
             for name, length in (

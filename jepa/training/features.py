@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jepa.data import images
+from jepa.data import sources
 from jepa.data.cache import TextFeatures
 from jepa.data.config import DataConfig
 from jepa.data.dataset import Dataset
@@ -51,7 +51,7 @@ def cache_text_features(data: ConfigDict, method: Method) -> ConfigDict:
     params, encode = tower
     parsed = DataConfig.parse(data)
     directories = [path for path, _ in parsed.sources]
-    if any(path.startswith(images.PREFIX) for path in directories):
+    if not all(map(sources.is_dataset, directories)):
         return data
     texts = _texts(directories, parsed.split)
     tokenizer = Tokenizer(find_tokenizer(parsed.tokenizer, directories[0]), parsed.text_length)
