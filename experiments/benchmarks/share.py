@@ -23,6 +23,7 @@ from jepa.losses.sigreg import sigreg
 from jepa.models import flops
 from jepa.models.vit import VITS, VideoTransformer
 
+TIME = "SIGReg's share of a train step: time"
 BAR_PERCENT = 3
 HIDDEN = 2048  # of the projector, as LeJEPA's
 STEPS = 10  # in a timed round
@@ -76,21 +77,20 @@ def measure(
         rounds: Alternating rounds of the measurement.
         bar: Whether the sizes are those that the bar names.
     """
-    found = _counts(model, batch, size, dim, slices, knots)
     note = f"ViT {model}/16, {size} px, batch {batch}, D {dim}, {slices:,} slices, {knots} knots"
+    found = _counts(model, batch, size, dim, slices, knots, note)
     if jax.default_backend() == "cpu":
-        time = Measurement("SIGReg's share of a train step: time", None, "%", "needs a GPU or TPU")
         progress("share of a train step: time is not measured; it needs a GPU or TPU")
-        timed = [time]
+        timed = [Measurement(TIME, None, "%", f"needs a GPU or TPU; {note}")]
     else:
         timed = times(model, batch, size, dim, slices, knots, rounds, note)
-        if bar:
-            timed[0] = timed[0].held_to(at_most=BAR_PERCENT)
+    if bar:
+        timed[0] = timed[0].held_to(at_most=BAR_PERCENT)
     return [dataclasses.asdict(item) for item in (*found, *timed)]
 
 
 def _counts(
-    model: str, batch: int, size: int, dim: int, slices: int, knots: int
+    model: str, batch: int, size: int, dim: int, slices: int, knots: int, about: str
 ) -> list[Measurement]:
     network = encoder(model, "bfloat16")
     layers = [(network.width, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, dim)]
@@ -105,7 +105,7 @@ def _counts(
         ("FLOPs", our_flops, step_flops, "GFLOP"),
         ("bytes", our_bytes, step_bytes, "GB"),
     ):
-        note = f"{ours / 1e9:.3g} of {(ours + rest) / 1e9:,.0f} {unit}, counted"
+        note = f"{ours / 1e9:.3g} of {(ours + rest) / 1e9:,.0f} {unit}, counted; {about}"
         percent = 100 * ours / (ours + rest)
         found.append(Measurement(f"SIGReg's share of a train step: {name}", percent, "%", note))
     return found
@@ -160,7 +160,7 @@ def times(
     how = f"{note}, bfloat16; median of {rounds} alternating rounds of {STEPS} steps"
     return [
         Measurement(
-            "SIGReg's share of a train step: time",
+            TIME,
             percent,
             "%",
             f"the step with SIGReg less the step without; {how}",
