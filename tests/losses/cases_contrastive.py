@@ -96,7 +96,14 @@ assert len(HASH) == ROWS
 # Tiles of 4 divide the rows of 1, 2 and 4 devices; those of 3 overlap; one of 64 is all.
 CASES = [
     nce("info_nce_ring", arrays=plain, transport="ring", tile=3, bfloat16=True),
-    nce("info_nce_masked", arrays=hashed, transport="all_gather", tile=4, bfloat16=True),
+    nce(
+        "info_nce_masked_smoothed",
+        arrays=hashed,
+        transport="all_gather",
+        tile=4,
+        bfloat16=True,
+        label_smoothing=0.1,
+    ),
     nce(
         "info_nce_positives_smoothed_ring",
         arrays=hashed,
@@ -105,7 +112,6 @@ CASES = [
         equal_targets="positives",
         label_smoothing=0.2,
     ),
-    nce("info_nce_smoothed", arrays=hashed, transport="all_gather", tile=3, label_smoothing=0.1),
     nce("info_nce_hard", arrays=hashed, transport="all_gather", tile=3, hardness=0.5),
     siglip("sigmoid_masked_ring", arrays=biased, transport="ring", tile=4, bfloat16=True),
     siglip(
