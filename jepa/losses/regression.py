@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jepa.losses.precision import widen
 from jepa.nn.pooling import l2_normalise
 
-KINDS = ("l1", "l2", "cosine")
+KINDS = ("l1", "smooth_l1", "l2", "cosine")
 
 
 def regression(
@@ -20,8 +20,9 @@ def regression(
 ) -> jax.Array:
     """Mean distance between predictions and targets over the global batch.
 
-    "l1" is the mean absolute difference (V-JEPA), "l2" the mean squared difference (V-JEPA's
-    exponent 2 also halves it; this does not), each over all numbers; "cosine" is one minus the
+    "l1" is the mean absolute difference (V-JEPA), "smooth_l1" half its square where it is below 1
+    and itself less a half beyond (I-JEPA), "l2" the mean squared difference (V-JEPA's exponent 2
+    also halves it; this does not), each over all numbers; "cosine" is one minus the
     cosine similarity of each vector. Computed in float32 or wider. The caller stops gradients.
 
     On a mesh only two scalars cross devices.
@@ -29,7 +30,7 @@ def regression(
     Args:
       predictions: `[B, D]` or `[B, N, D]`.
       targets: the same shape.
-      kind: "l1", "l2" or "cosine".
+      kind: one of `KINDS`.
       weights: float or bool, of a leading part of the shape without D: `[B]` or `[B, N]`. The
         result is the weighted mean over vectors, and 0 where all weights are 0.
 
@@ -43,6 +44,10 @@ def regression(
         errors = 1.0 - jnp.sum(product, axis=-1)
     elif kind == "l1":
         errors = jnp.mean(jnp.abs(widen(predictions) - widen(targets)), axis=-1)
+    elif kind == "smooth_l1":
+        difference = jnp.abs(widen(predictions) - widen(targets))
+        inner = jnp.minimum(difference, 1.0)
+        errors = jnp.mean(inner * (difference - inner / 2), axis=-1)
     elif kind == "l2":
         errors = jnp.mean((widen(predictions) - widen(targets)) ** 2, axis=-1)
     else:

@@ -12,6 +12,7 @@ scanned stack once, whatever its depth.
 from __future__ import annotations
 
 from jepa.models.llama import LlamaStack
+from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.minilm import MiniLM
 from jepa.models.text import TextTransformer
 from jepa.models.vit import VideoTransformer
@@ -73,6 +74,26 @@ def video_transformer(
         width=model.width,
         heads=model.heads,
         mlp_width=model.mlp_width(),
+    )
+
+
+def mask_predictor(model: MaskPredictor, *, context: int, targets: int, inputs: int) -> float:
+    """One clip's prediction of `targets` tokens from `[context, inputs]`."""
+    hidden = model.embed_hidden
+    embedding = linear(context, hidden or inputs, model.width)
+    if hidden is not None:
+        embedding += linear(context, inputs, hidden)
+    predicted = targets + (context if model.predicts_context else 0)
+    return (
+        embedding
+        + blocks(
+            tokens=context + targets,
+            depth=model.depth,
+            width=model.width,
+            heads=model.heads,
+            mlp_width=model.mlp_width(),
+        )
+        + linear(predicted, model.width, model.features)
     )
 
 

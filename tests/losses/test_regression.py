@@ -16,13 +16,16 @@ def distances(p, t, kind):
     p, t = np.float64(p), np.float64(t)
     if kind == "l1":
         return abs(p - t).mean(-1)
+    if kind == "smooth_l1":
+        d = abs(p - t)
+        return np.where(d < 1, d**2 / 2, d - 0.5).mean(-1)
     if kind == "l2":
         return ((p - t) ** 2).mean(-1)
     lengths = np.linalg.norm(p, axis=-1) * np.linalg.norm(t, axis=-1)
     return 1 - (p * t).sum(-1) / lengths
 
 
-@pytest.mark.parametrize("kind", ["l1", "l2", "cosine"])
+@pytest.mark.parametrize("kind", ["l1", "smooth_l1", "l2", "cosine"])
 def test_values_and_weights(kind):
     p, t = arrays()
     each = distances(p, t, kind)
@@ -36,7 +39,7 @@ def test_values_and_weights(kind):
     np.testing.assert_allclose(got, each[mask].mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["l1", "l2", "cosine"])
+@pytest.mark.parametrize("kind", ["l1", "smooth_l1", "l2", "cosine"])
 def test_gradient_is_finite_and_masked_vectors_get_none(kind):
     p, t = arrays()
     mask = np.zeros((4, 3), bool)
@@ -48,7 +51,7 @@ def test_gradient_is_finite_and_masked_vectors_get_none(kind):
     assert not np.asarray(grad)[~mask].any()
 
 
-@pytest.mark.parametrize("kind", ["l1", "l2", "cosine"])
+@pytest.mark.parametrize("kind", ["l1", "smooth_l1", "l2", "cosine"])
 def test_weighted_mean_is_global_on_a_mesh(kind):
     p, t = arrays((8, 3, 5), "float64")
     # Very uneven weights: a mean of per-device means would be far off.
