@@ -25,6 +25,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jepa.losses import epps_pulley_kernel
+from jepa.losses.trigonometry import sine_cosine
 from jepa.parallel.rows import rows
 
 IMPLEMENTATIONS = ("xla", "pallas")
@@ -264,7 +265,11 @@ def rotations(
     """(cos, sin) at the first knot, and of the step from knot to knot."""
 
     def pair(t: float) -> tuple[jax.Array, jax.Array]:
-        return jnp.cos(t * projected), jnp.sin(t * projected)
+        angles = t * projected
+        if angles.dtype == jnp.float32:
+            sine, cosine = sine_cosine(angles)
+            return cosine, sine
+        return jnp.cos(angles), jnp.sin(angles)
 
     first = pair(start)
     return first, first if spacing == start else pair(spacing)
