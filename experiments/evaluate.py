@@ -10,7 +10,6 @@ compared with theirs, caption by caption.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import re
 import time
@@ -24,18 +23,17 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, train
+from experiments.restoring import find_step, restore
 from jepa import methods
-from jepa.data import loader, sources, storage
+from jepa.data import sources, storage
 from jepa.data.config import DataConfig
 from jepa.errors import UserError
 from jepa.evaluation import baselines, headline, poster, report, results
 from jepa.evaluation.suite import Evaluator
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
-from jepa.training import checkpoints, loop, metrics, optimizer, workdir
 from jepa.training import config as configs
-from jepa.training.state import Initializer
-from jepa.training.step import global_spec
+from jepa.training import metrics, optimizer, workdir
 
 # --config, --workdir, --devices and the like are those of training.
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "`latest`, `best` or a step.")
@@ -43,75 +41,6 @@ PICTURE = flags.DEFINE_string("picture", None, "Also write a picture of the resu
 BASELINES = flags.DEFINE_multi_string(
     "baseline", [], "NAME=WORKDIR of an evaluated baseline; by default WORKDIR/baselines/NAME."
 )
-
-
-def find_step(directory: str | Path, wanted: str, config: ConfigDict) -> int | None:
-    """Returns the step of the checkpoint that is meant; None for the latest that can be read.
-
-    Args:
-      directory: the workdir.
-      wanted: `latest`, `best` or a step.
-      config: resolved.
-
-    Raises:
-      UserError: there is no such checkpoint. Nothing is written.
-    """
-    opened = checkpoints.Checkpoints(
-        Path(directory) / "checkpoints",
-        keep_best_metric=config.train.keep_best_metric,
-        keep_best_mode=config.train.keep_best_mode,
-        writable=False,  # a run may be saving there
-    )
-    try:
-        steps = opened.steps()
-        best = opened.best_step() if wanted == "best" else None
-    finally:
-        opened.close()
-    if not steps:
-        raise UserError(f"--workdir: {directory} holds no checkpoint; train first")
-    if wanted == "latest":
-        return None
-    if wanted == "best":
-        if best is None:
-            raise UserError(
-                f"--checkpoint=best: no checkpoint in {directory} has the metric "
-                f"{config.train.keep_best_metric!r}; set train.keep_best_metric, or take `latest`"
-            )
-        return best
-    if not wanted.isdecimal() or int(wanted) not in steps:
-        raise UserError(
-            f"--checkpoint={wanted}: {directory} has no such checkpoint; it has "
-            f"{', '.join(map(str, steps))}, or say `latest` or `best`"
-        )
-    return int(wanted)
-
-
-def restore(
-    config: ConfigDict,
-    directory: str | Path,
-    step: int | None,
-    method: Method,
-    mesh: jax.sharding.Mesh,
-) -> checkpoints.Restored:
-    """Returns a checkpoint, laid out on `mesh`; None as `step` is the latest that can be read.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    # The shapes of the parameters follow from those of a batch; no data is read for that.
-    data = dataclasses.replace(
-        DataConfig.parse(config.data), cache="none", workers=0, text_features=None
-    )
-    batches = loader.make_train_loader(
-        data, global_batch=config.train.global_batch, seed=config.seed
-    )
-    spec = global_spec(batches.element_spec, 1)
-    batches.close()
-    step_program = loop.make_step(config, method)
-    initializer = Initializer(
-        method, step_program.optimizer, mesh, spec, seed=config.seed, dtype=config.dtype
-    )
-    return checkpoints.restore(Path(directory) / "checkpoints", step, initializer.shapes)
 
 
 def main(

@@ -82,28 +82,35 @@ class EvalSet:
         records = [] if known else self.records
         return self._labels.of(self.dataset.split, np.arange(len(self)), records)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[int, np.ndarray | transforms.Planes]]:
+    def batches(
+        self, batch_size: int, numbers: np.ndarray | None = None
+    ) -> Iterator[tuple[int, np.ndarray | transforms.Planes]]:
         """Yield `(valid, video)`: the video stream of `batch_size` clips, the first `valid` real.
 
         The last batch is padded with mid-grey clips, so that every batch has the same shape.
+
+        Args:
+            batch_size: B.
+            numbers: Records to give, in this order, int [n]; all of them by default.
 
         Raises:
             UserError: more than `data.max_bad_fraction` of the clips cannot be decoded (of at
                 least 1000, where the split has so many).
         """
-        starts = range(0, len(self), batch_size)
+        wanted = np.arange(len(self)) if numbers is None else np.asarray(numbers, np.int64)
+        starts = range(0, len(wanted), batch_size)
         threads = self._config.reading_threads
         with ThreadPoolExecutor(threads) as pool:
             ahead: deque[Any] = deque()
             for start in starts:
-                ahead.append(pool.submit(self._batch, start, batch_size))
+                part = wanted[start : start + batch_size]
+                ahead.append(pool.submit(self._batch, part, batch_size))
                 if len(ahead) > threads:
                     yield self._noted(*ahead.popleft().result())
             while ahead:
                 yield self._noted(*ahead.popleft().result())
 
-    def _batch(self, start: int, size: int) -> tuple[int, Any, dict[int, str]]:
-        numbers = np.arange(start, min(start + size, len(self)))
+    def _batch(self, numbers: np.ndarray, size: int) -> tuple[int, Any, dict[int, str]]:
         config = self._config
         video = transforms.empty((size, config.frames), config.size, config.pixels, grey=True)
         rows = np.arange(len(numbers))

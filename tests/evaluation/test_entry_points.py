@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import evaluate, quickstart
+from experiments import evaluate, quickstart, restoring
 from jepa.errors import UserError
 from jepa.training import config as configs
 
@@ -35,11 +35,11 @@ def toy_config(**train):
 
 def test_no_checkpoint_is_an_error_and_leaves_nothing_behind(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
-        evaluate.find_step(tmp_path / "mistyped", "latest", toy_config())
+        restoring.find_step(tmp_path / "mistyped", "latest", toy_config())
     assert not list(tmp_path.iterdir())
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
-        evaluate.find_step(tmp_path, "latest", toy_config())
+        restoring.find_step(tmp_path, "latest", toy_config())
 
 
 def test_a_checkpoint_is_found_by_what_is_said(tmp_path, monkeypatch):
@@ -56,16 +56,16 @@ def test_a_checkpoint_is_found_by_what_is_said(tmp_path, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(evaluate.checkpoints, "Checkpoints", Fake)
+    monkeypatch.setattr(restoring.checkpoints, "Checkpoints", Fake)
     plain, best = toy_config(), toy_config(eval_every=1, keep_best_metric="e/x")
-    assert evaluate.find_step(tmp_path, "latest", plain) is None
-    assert evaluate.find_step(tmp_path, "10", plain) == 10
-    assert evaluate.find_step(tmp_path, "best", best) == 10
+    assert restoring.find_step(tmp_path, "latest", plain) is None
+    assert restoring.find_step(tmp_path, "10", plain) == 10
+    assert restoring.find_step(tmp_path, "best", best) == 10
     with pytest.raises(UserError, match="no checkpoint .* has the metric"):
-        evaluate.find_step(tmp_path, "best", plain)
+        restoring.find_step(tmp_path, "best", plain)
     for wrong in ("15", "newest"):
         with pytest.raises(UserError, match="it has 10, 20"):
-            evaluate.find_step(tmp_path, wrong, plain)
+            restoring.find_step(tmp_path, wrong, plain)
 
 
 def test_config_names_are_short():

@@ -1,0 +1,341 @@
+"""Probes: what a frozen encoder's features say about labels it never saw.
+
+Every probe is fitted on labels of one split and measured on another; its settings are chosen on a
+part of the former. `Suite.measure` takes any `Encoder`, so that a trained network, the same network
+at its random start and raw pixels go through one protocol.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from jepa.data.config import DataConfig
+from jepa.errors import UserError, check_keys
+from jepa.evaluation import (
+    intervals,
+    probes_attentive,
+    probes_features,
+    probes_knn,
+    probes_labels,
+    probes_linear,
+)
+from jepa.evaluation.probes_features import Encoder, FeatureStore
+from jepa.evaluation.probes_labels import Labelled
+
+FROZEN = ("knn", "linear", "attentive")
+POOLING = ("mean", "all")
+
+
+def default_probe() -> ConfigDict:
+    """The section `probe` with its defaults.
+
+    Keys:
+      train_split, test_split: whose labels fit, and whose measure.
+      labels: names of labels; () for `data.label`.
+      train_labels: most labelled training clips, the same number of each class; None for all.
+      test_count: test on the first so many clips only; None for all.
+      held_out: share of the training labels that chooses a probe's settings.
+      seeds: how often labels are drawn and held out anew; numbers are means over these.
+      seed: the first of them.
+      batch_size: clips that are embedded at once.
+      pooling: "mean" (the method's pooled vector) or "all" (every token, one behind the other).
+      most_features: refuse vectors of more numbers than this; None for any. Pixels are exempt.
+      storage: type of the tokens on disk: "float16", "bfloat16" or "float32".
+      knn: `k`, `temperature`; see `probes_knn`.
+      linear: `l2` penalties, most `iterations`; see `probes_linear`.
+      attentive: see `probes_attentive.Options`; `seeds` of its own, for it is slow.
+      pixel_size: frames of the pixel control are scaled down to this.
+    """
+    attentive = dataclasses.asdict(probes_attentive.Options())
+    del attentive["dtype"]
+    return ConfigDict(
+        {
+            "train_split": "train",
+            "test_split": "validation",
+            "labels": (),
+            "train_labels": placeholder(int),
+            "test_count": placeholder(int),
+            "held_out": 0.2,
+            "seeds": 3,
+            "seed": 0,
+            "batch_size": 64,
+            "pooling": "mean",
+            "most_features": placeholder(int),
+            "storage": "float16",
+            "knn": {"k": 20, "temperature": 0.07},
+            "linear": {
+                "l2": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+                "iterations": 500,
+            },
+            "attentive": {**attentive, "seeds": 1},
+            "pixel_size": 32,
+        }
+    )
+
+
+def check(probe: ConfigDict) -> None:
+    """Raises UserError for a key of the section that does not exist, or a value out of range."""
+    known = default_probe()
+    check_keys("probe", probe, known)
+    for key in known:
+        if key not in probe:
+            raise UserError(
+                f"config.probe.{key} is missing; start from jepa.evaluation.probes.default_probe()"
+            )
+    for key, choices in (("pooling", POOLING), ("storage", probes_features.STORAGE)):
+        if probe[key] not in choices:
+            raise UserError(f"config.probe.{key} is {probe[key]!r}; use one of {choices}")
+    for path, least in (
+        ("train_labels", 2), ("test_count", 1), ("most_features", 1), ("seeds", 1), ("seed", 0),
+        ("batch_size", 1), ("pixel_size", 1), ("knn.k", 1), ("linear.iterations", 1),
+        ("attentive.depth", 1), ("attentive.heads", 1), ("attentive.epochs", 1),
+        ("attentive.batch_size", 1), ("attentive.seeds", 1),
+    ):  # fmt: skip
+        value: Any = probe
+        for part in path.split("."):
+            value = value[part]
+        if value is not None and value < least:
+            raise UserError(f"config.probe.{path} is {value}; make it at least {least}")
+    for path, value in (("held_out", probe.held_out), ("knn.temperature", probe.knn.temperature)):
+        if not 0 < value < 1:
+            raise UserError(f"config.probe.{path} is {value}; make it above 0 and below 1")
+    for path, values in (
+        ("linear.l2", probe.linear.l2),
+        ("attentive.learning_rates", probe.attentive.learning_rates),
+    ):
+        if not values or min(values) <= 0:
+            raise UserError(f"config.probe.{path} is {tuple(values)}; give positive numbers")
+    if not probe.attentive.weight_decays or min(probe.attentive.weight_decays) < 0:
+        raise UserError(
+            f"config.probe.attentive.weight_decays is {tuple(probe.attentive.weight_decays)}; "
+            "give numbers of at least 0"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """The clips of one label and seed, as places in arrays of features.
+
+    Attributes:
+      fit, held: int, places among the training features; together all that is trained on.
+      test: int, places among the test features.
+      train_ids, test_ids: the class of every place, int.
+      classes: C.
+      seed: of the draw.
+    """
+
+    fit: np.ndarray
+    held: np.ndarray
+    test: np.ndarray
+    train_ids: np.ndarray
+    test_ids: np.ndarray
+    classes: int
+    seed: int
+
+    @property
+    def train(self) -> np.ndarray:
+        """All places that are trained on."""
+        return np.sort(np.concatenate([self.fit, self.held]))
+
+
+# What a probe says: the class int `[m]` of each test clip, and how it was chosen.
+Answer = tuple[np.ndarray, dict[str, Any]]
+
+
+class Suite:
+    """The probes of one config.
+
+    Args:
+      data: the section `data`.
+      probe: the section `probe`, as `default_probe`.
+      store: where features come from.
+      dtype: in which attentive probes compute.
+      mesh: where they are trained.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        probe: ConfigDict,
+        store: FeatureStore,
+        *,
+        mesh: jax.sharding.Mesh,
+        dtype: str = "float32",
+    ):
+        check(probe)
+        self.config = probe
+        self._data, self._store, self._mesh, self._dtype = data, store, mesh, dtype
+        names = tuple(probe.labels) or (data.label,)
+        self.labels: Mapping[str, Labelled] = probes_labels.read(
+            data,
+            names,
+            train=probe.train_split,
+            test=probe.test_split,
+            limit=probe.test_count,
+        )
+        seeds = range(probe.seed, probe.seed + max(probe.seeds, probe.attentive.seeds))
+        self._drawn = {
+            (name, seed): probes_labels.draw(label.train, probe.train_labels, seed=seed)
+            for name, label in self.labels.items()
+            for seed in seeds
+        }
+        # One pass over the clips of a split, whatever the number of labels and seeds.
+        self._train = np.unique(np.concatenate(list(self._drawn.values())))
+        tested = np.stack([label.test for label in self.labels.values()])
+        self._test = np.flatnonzero((tested >= 0).any(axis=0))
+
+    def measure(self, encoder: Encoder, label: str, probe: str) -> tuple[dict[str, Any], list[Any]]:
+        """Returns the numbers of one probe, and what each test clip earned, mean over seeds.
+
+        Args:
+          encoder: whose features.
+          label: of `labels`.
+          probe: of `FROZEN`.
+
+        Raises:
+          UserError: features that are too wide, not finite or not there.
+        """
+        kind = "tokens" if probe == "attentive" else "pooled"
+        train, test = (
+            self._store.get(encoder, self._data, split, numbers, [kind])[kind]
+            for split, numbers in (
+                (self.config.train_split, self._train),
+                (self.config.test_split, self._test),
+            )
+        )
+        if kind == "pooled" and not encoder.exempt:
+            self._check_width(train.shape[1])
+        answer: Callable[[np.ndarray, np.ndarray, Fold], Answer] = getattr(self, f"_{probe}")
+        folds = self.folds(label, self._seeds(probe))
+        answers = [answer(train, test, fold) for fold in folds]
+        return self._summary(label, probe, folds, answers, train.shape[1:])
+
+    def folds(self, label: str, seeds: Sequence[int]) -> list[Fold]:
+        """Returns the clips of a label for each seed."""
+        of = self.labels[label]
+        found = []
+        for seed in seeds:
+            drawn = self._drawn[label, seed]
+            places = np.searchsorted(self._train, drawn)
+            fit, held = probes_labels.hold_out(of.train[drawn], self.config.held_out, seed=seed)
+            found.append(
+                Fold(
+                    fit=places[fit],
+                    held=places[held],
+                    test=np.flatnonzero(of.test[self._test] >= 0),
+                    train_ids=of.train[self._train],
+                    test_ids=of.test[self._test],
+                    classes=len(of.classes),
+                    seed=seed,
+                )
+            )
+        return found
+
+    def _seeds(self, probe: str) -> range:
+        count = self.config.attentive.seeds if probe == "attentive" else self.config.seeds
+        if probe == "knn" and self.config.train_labels is None:
+            count = 1  # nothing is drawn, so another seed would change nothing
+        return range(self.config.seed, self.config.seed + count)
+
+    def _check_width(self, width: int) -> None:
+        most = self.config.most_features
+        if most is not None and width > most:
+            raise UserError(
+                f"the pooled features have {width} numbers, and config.probe.most_features allows "
+                f"{most}; take a narrower encoder, or raise it and say so beside the figure"
+            )
+
+    def _knn(self, train: np.ndarray, test: np.ndarray, fold: Fold) -> Answer:
+        section = self.config.knn
+        said = probes_knn.predict(
+            train[fold.train],
+            fold.train_ids[fold.train],
+            test[fold.test],
+            classes=fold.classes,
+            k=section.k,
+            temperature=section.temperature,
+        )
+        return said, {"k": min(section.k, len(fold.train))}
+
+    def _linear(self, train: np.ndarray, test: np.ndarray, fold: Fold) -> Answer:
+        section = self.config.linear
+        options = {"classes": fold.classes, "iterations": section.iterations}
+        tried = probes_linear.fit(
+            train[fold.fit], fold.train_ids[fold.fit], l2=tuple(section.l2), **options
+        )
+        logits = tried.logits(train[fold.held])
+        best = probes_linear.select(logits, fold.train_ids[fold.held])
+        chosen = section.l2[best]
+        final = probes_linear.fit(
+            train[fold.train], fold.train_ids[fold.train], l2=(chosen,), **options
+        )
+        said = final.logits(test[fold.test])[0].argmax(axis=1)
+        return said, {"l2": chosen, **_held(logits[best], fold), "steps": final.steps}
+
+    def _attentive(self, train: np.ndarray, test: np.ndarray, fold: Fold) -> Answer:
+        section = dict(self.config.attentive)
+        del section["seeds"]
+        tuples = {key: tuple(section[key]) for key in ("learning_rates", "weight_decays")}
+        options = probes_attentive.Options(**{**section, **tuples, "dtype": self._dtype})
+        probes = probes_attentive.Probes(
+            classes=fold.classes, width=train.shape[-1], options=options, mesh=self._mesh
+        )
+        params = probes.train(train, fold.train_ids, fold.fit, seed=fold.seed)
+        logits = probes.logits(params, train, fold.held)
+        best = probes_linear.select(logits, fold.train_ids[fold.held])
+        one = jax.tree.map(lambda x: x[best : best + 1], params)
+        said = probes.logits(one, test, fold.test)[0].argmax(axis=1)
+        rate, decay = options.grid[best]
+        how = {"learning_rate": rate, "weight_decay": decay, "heads": probes.model.heads}
+        return said, {**how, **_held(logits[best], fold)}
+
+    def _summary(
+        self,
+        label: str,
+        probe: str,
+        folds: Sequence[Fold],
+        answers: Sequence[Answer],
+        shape: tuple[int, ...],
+    ) -> tuple[dict[str, Any], list[Any]]:
+        of, fold = self.labels[label], folds[0]
+        truth = fold.test_ids[fold.test]
+        hits = np.stack([said == truth for said, _ in answers])
+        mean = hits.mean(axis=0)
+        by_seed = hits.mean(axis=1)
+        common = np.bincount(truth, minlength=fold.classes).max() / len(truth)
+        groups = of.groups[self._test][fold.test]
+        numbers = {
+            "accuracy": intervals.clustered_proportion(mean, groups, float(common)),
+            "balanced_accuracy": intervals.balanced_proportion(
+                mean, truth, 1 / len(np.unique(truth))
+            ),
+            "per_class": {
+                name: intervals.proportion(mean[truth == number])
+                for number, name in enumerate(of.classes)
+                if np.any(truth == number)
+            },
+            "by_seed": by_seed.tolist(),
+            "spread": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
+            "features": list(shape),
+            "labels": {
+                "train": len(fold.train),
+                "test": len(truth),
+                "train_without": int((of.train < 0).sum()),
+                "test_without": int((of.test < 0).sum()),
+            },
+            "chosen": [how for _, how in answers],
+        }
+        del probe
+        return numbers, np.round(mean, 6).tolist()
+
+
+def _held(logits: np.ndarray, fold: Fold) -> dict[str, float]:
+    hits = logits.argmax(axis=-1) == fold.train_ids[fold.held]
+    return {"held_out_accuracy": float(hits.mean())}
