@@ -9,7 +9,7 @@ cosine an element serve all knots, by the rotation
 `exp(i t_(k+1) p) = exp(i t_k p) exp(i spacing p)`.
 
 Both functions work on one device's arrays: on a mesh, call them under `jax.shard_map`, since XLA
-cannot cut a kernel. They are for TPUs alone: a ValueError says so when a program with them is
+cannot cut a kernel. They are for TPUs alone: a UserError says so when a program with them is
 lowered for another platform, unless the caller asks for the interpreter, which is slow and meant
 for tests. It is raised then and not earlier, since a program that is compiled ahead of time for
 TPUs is traced on a machine without one.
@@ -29,6 +29,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from jepa.errors import UserError
 from jepa.losses.trigonometry import sine_cosine
 
 LANES = 128
@@ -69,8 +70,8 @@ def characteristic_sums(
       Two `[K, S]` float32.
 
     Raises:
-      ValueError: shapes or types that do not fit, or a D that is too large for the tiles; when
-        lowered, a platform other than TPU.
+      ValueError: shapes or types that do not fit, or a D that is too large for the tiles.
+      UserError: when lowered, on a platform other than TPU.
     """
     _check(x, directions, knots)
     x = x if interpret else _on_tpu(x)
@@ -130,8 +131,8 @@ def pull_back(
       `[n, D]` float32.
 
     Raises:
-      ValueError: shapes or types that do not fit, or a D that is too large for the tiles; when
-        lowered, a platform other than TPU.
+      ValueError: shapes or types that do not fit, or a D that is too large for the tiles.
+      UserError: when lowered, on a platform other than TPU.
     """
     knots = sine_weights.shape[0]
     _check(x, directions, knots)
@@ -237,9 +238,9 @@ def _check(x: jax.Array, directions: jax.Array, knots: int) -> None:
 
 
 def _refuse(*_: Any) -> Any:
-    raise ValueError(
-        "the Epps-Pulley kernel is for TPUs; use the XLA form on other platforms, or in tests "
-        "interpret=True"
+    raise UserError(
+        "SIGReg's implementation 'pallas' is for TPUs; set it to 'xla' on other platforms (or, in "
+        "tests, interpret=True)"
     )
 
 

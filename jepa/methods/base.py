@@ -24,6 +24,10 @@ Table = Sequence[tuple[str, tuple[str | None, ...]]]
 class Outputs:
     """The arrays that an objective compares, by name.
 
+    Rows are examples, in the order of the batch (or P rows an example, example by example): a
+    gradient cache puts them together from micro-batches by that, and cannot see another order.
+    Likewise some stream of a batch has exactly one row an example.
+
     Attributes:
       pooled: one vector an example, `[B, S]`.
       tokens: one vector a token, `[B, N, D]`.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jepa.errors import UserError
 from jepa.losses import epps_pulley_kernel as kernel
 from jepa.losses.sigreg import quadrature
 from jepa.parallel import topology
@@ -91,7 +92,7 @@ def test_refuses_to_be_lowered_for_other_platforms(platform):
         (kernel.pull_back, (x, directions, of_sines, of_cosines, 0.0, 0.3)),
     ):
         traced = jax.jit(lambda f=function, a=arguments: f(*a)).trace()
-        with pytest.raises(ValueError, match="for TPUs"):
+        with pytest.raises(UserError, match="for TPUs"):
             traced.lower(lowering_platforms=(platform,))
 
 
