@@ -83,6 +83,9 @@ class DataConfig:
         frame_control: Takes information out of the video, for comparisons: "single" repeats one
             random frame, "shuffled" permutes the frames, "blank" leaves mid-grey.
         max_bad_fraction: Share of records that may be unreadable before loading stops.
+        images: A second set, of images, whose batches are the stream `images` (V-JEPA 2.1): {"path"
+            or "mixture", "batch": images of a global batch, and what shall differ from the clips'
+            keys, as "size", "masks"}; {} for none. See `joint`.
     """
 
     path: str = ""
@@ -118,6 +121,7 @@ class DataConfig:
     threads: int = 0
     frame_control: str = "none"
     max_bad_fraction: float = 0.01
+    images: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def parse(config: DataConfig | Mapping[str, Any]) -> DataConfig:
@@ -148,8 +152,9 @@ class DataConfig:
                 values[key] = _tuple(value)
         if "tasks" in values:
             values["tasks"] = {key: float(weight) for key, weight in values["tasks"].items()}
-        if "masks" in values:
-            values["masks"] = _plain(values["masks"])
+        for key in ("masks", "images"):
+            if key in values:
+                values[key] = _plain(values[key])
         made = DataConfig(**values)
         made._check()
         return made

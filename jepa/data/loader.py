@@ -22,6 +22,7 @@ from jepa.data import assemble, sampling, sources
 from jepa.data.assemble import Assembler
 from jepa.data.clips import View, check_unreadable
 from jepa.data.config import DataConfig
+from jepa.data.joint import JointLoader, images_config
 from jepa.data.sampling import Purpose
 from jepa.errors import UserError
 from jepa.masks import config as masks_config
@@ -31,6 +32,7 @@ _POSITION = "position"
 _DIGESTS = "digests"
 _ENDLESS = 1 << 50
 _SMALL = 1 << 16
+_IMAGES = 1 << 31
 
 
 class Order:
@@ -298,7 +300,7 @@ def make_train_loader(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> TrainLoader:
+) -> TrainLoader | JointLoader:
     """Open the datasets of a config for training; builds the decoded cache where one is wanted.
 
     Args:
@@ -313,9 +315,28 @@ def make_train_loader(
         UserError: a bad key or value, a missing or empty dataset, hosts that do not divide B.
     """
     config = DataConfig.parse(data_config)
+    hosts = {"process_index": process_index, "process_count": process_count}
+    clips = _open(config, global_batch, "train.global_batch", seed, **hosts)
+    if not config.images:
+        return clips
+    images, rows = images_config(config)
+    # Another seed, or equal positions would draw equal numbers for a clip and an image.
+    return JointLoader(clips, _open(images, rows, "data.images.batch", seed ^ _IMAGES, **hosts))
+
+
+def _open(
+    config: DataConfig,
+    global_batch: int,
+    key: str,
+    seed: int,
+    *,
+    process_index: int,
+    process_count: int,
+) -> TrainLoader:
+    """As `make_train_loader`, of one stream; `key` says in the config how large its batch is."""
     if global_batch < 1 or global_batch % process_count:
         raise UserError(
-            f"train.global_batch is {global_batch}, which {process_count} hosts do not divide; "
+            f"{key} is {global_batch}, which {process_count} hosts do not divide; "
             f"make it a multiple of {process_count}"
         )
     opened = [sources.open_source(path, config.split) for path, _ in config.sources]

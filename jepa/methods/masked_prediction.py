@@ -5,11 +5,12 @@ what the target encoder (a moving average of the context encoder, which sees eve
 Targets are normalised by a LayerNorm without parameters, and no gradient reaches them.
 
 Letters: B clips, T frames, H, W pixels, N tokens of the whole clip, Kc context tokens, M target
-blocks of a mask, Kt tokens of each, D width, F numbers of a target (D, or D times the levels).
+blocks of a mask, Kt tokens of each, D width, F numbers of a target (D times the encoder's levels).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,20 +18,79 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from jepa.errors import UserError, check_keys
 from jepa.losses.regression import KINDS, regression
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
 from jepa.models import flops as count
 from jepa.models.mask_predictor import MaskPredictor
-from jepa.models.vit import VideoTransformer
+from jepa.models.vit import IMAGE, VIDEO, VideoTransformer
 from jepa.nn.frames import frames_shape, to_float
 from jepa.nn.norms import LayerNorm
 from jepa.nn.rotary import grid_positions
 from jepa.parallel import partition
 
-# The networks' parts are named in the config by what they are; their types are the run's.
-_DTYPES = ("dtype", "param_dtype")
+# The stream of a second batch, of images, beside the clips; it has a video and masks of its own.
+IMAGES = "images"
+
+
+def default_encoder(**values: Any) -> ConfigDict:
+    """Fields of `VideoTransformer` that a config may set, for a small model of 64-pixel clips."""
+    section = ConfigDict(
+        {
+            "patch": 8,
+            "tubelet": 2,
+            "width": 192,
+            "depth": 6,
+            "heads": 4,
+            "mlp_ratio": 4.0,
+            "rope": "rotation",
+            "positions": "none",
+            "pretrain_grid": placeholder(int),
+            "gelu": "exact",
+            "remat": "none",
+        }
+    )
+    section.update(values)
+    return section
+
+
+def default_predictor(**values: Any) -> ConfigDict:
+    """Fields of `MaskPredictor` that a config may set, for a small model."""
+    section = ConfigDict(
+        {
+            "width": 96,
+            "depth": 3,
+            "heads": 4,
+            "mlp_ratio": 4.0,
+            "rope": "rotation",
+            "positions": "none",
+            "gelu": "exact",
+            "mask_tokens": 2,
+            "mask_token_init": "zeros",
+            "remat": "none",
+        }
+    )
+    section.update(values)
+    return section
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """What one kind of mask hides of a batch.
+
+    Attributes:
+      name: of the kind.
+      context: int `[B, Kc]`, the tokens that are seen.
+      targets: int `[B, M, Kt]`, blocks of tokens that are predicted, each by itself.
+      number: of the kind, in a fixed order; its mask token where there is one for each.
+    """
+
+    name: str
+    context: Any
+    targets: Any
+    number: int
 
 
 class MaskedPrediction:
@@ -60,24 +120,40 @@ class MaskedPrediction:
         self.model: ConfigDict = config.model
         self.loss: ConfigDict = config.loss
         self.dtype = jnp.dtype(config.dtype)
+        # Master weights stay in float32 whatever the compute type, except in a float64 run.
         self.param_dtype = jnp.promote_types(self.dtype, jnp.float32)
-        types = dict(zip(_DTYPES, (self.dtype, self.param_dtype), strict=True))
-        self.encoder = VideoTransformer(**self.model.encoder, **types)
-        self.predictor = MaskPredictor(**self.model.predictor, features=self.features(), **types)
+        self.encoder = self.build_encoder(self.model.encoder)
+        self.predictor = self.build_predictor()
         # Statistics in float32; the targets then have the type of the predictions.
         self.target_norm = LayerNorm(affine=False, dtype=self.dtype)
-        self.partition_table = self._partition_table()
+        self.partition_table = self.build_table()
         self.requirements = Requirements(ema=True)
 
-    def features(self) -> int:
-        """F."""
-        return self.model.encoder.width
+    def build_encoder(self, section: Mapping[str, Any]) -> VideoTransformer:
+        """An encoder of these fields."""
+        values = dict(section)
+        values["taps"] = tuple(values.get("taps", ()))
+        return VideoTransformer(**values, dtype=self.dtype, param_dtype=self.param_dtype)
 
-    def _partition_table(self) -> list[Any]:
+    def build_predictor(self) -> MaskPredictor:
+        """The predictor of `config.model.predictor`."""
+        return MaskPredictor(
+            **self.model.predictor,
+            features=self.features(),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+    def build_table(self) -> list[Any]:
+        """The rows of all parameters."""
         return [
             *partition.prefixed("encoder", self.encoder.partition_table()),
             *partition.prefixed("predictor", self.predictor.partition_table()),
         ]
+
+    def features(self) -> int:
+        """F, the numbers of a target."""
+        return width_of(self.encoder)
 
     def check(self, config: ConfigDict) -> None:
         """Checks what must fit the rest of the config.
@@ -89,12 +165,12 @@ class MaskedPrediction:
         data = config.data
         if "masks" not in data.get("streams", ()):
             raise UserError("config.data.streams has no 'masks', which this method predicts by")
-        for key in ("patch", "tubelet"):
-            if data[key] != config.model.encoder[key]:
+        for key, value in (("patch", 0), ("tubelet", 1)):
+            if data.get(key, value) != config.model.encoder[key]:
                 raise UserError(
-                    f"config.data.{key} is {data[key]} and config.model.encoder.{key} is "
-                    f"{config.model.encoder[key]}; masks are drawn over the encoder's tokens: make "
-                    "them equal"
+                    f"config.data.{key} is {data.get(key, value)} and config.model.encoder.{key} "
+                    f"is {config.model.encoder[key]}; masks are drawn over the encoder's tokens: "
+                    "make them equal"
                 )
         if config.loss.kind not in KINDS:
             raise UserError(
@@ -109,15 +185,26 @@ class MaskedPrediction:
                 )
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Params]:
-        """Draws parameters for a batch of this structure; there is no mutable state."""
+        """Draws parameters for a batch of this structure; there is no mutable state.
+
+        Raises:
+          UserError: more kinds of masks than mask tokens, where there is more than one token.
+        """
+        kinds = [mask for _, masks in parts(batch) for mask in masks]
+        tokens = self.predictor.mask_tokens
+        if 1 < tokens < len(kinds):
+            raise UserError(
+                f"config.model.predictor.mask_tokens is {tokens}, and a batch has {len(kinds)} "
+                f"kinds of masks ({', '.join(mask.name for mask in kinds)}); give one for each, or "
+                "1 for all"
+            )
         first, second = jax.random.split(rng)
-        one = jax.tree.map(lambda x: x[:1], batch)
-        video = to_float(one["video"], self.dtype)
+        video = to_float(jax.tree.map(lambda x: x[:1], batch["video"]), self.dtype)
         encoder = unfreeze(self.encoder.init(first, video)["params"])
-        _, context, targets = next(_masks(one["masks"]))
-        seen = jnp.zeros((*context.shape, self.features()), self.dtype)
+        context, target = kinds[0].context[:1], kinds[0].targets[:1, 0]
+        seen = jnp.zeros((*context.shape, width_of(self.encoder)), self.dtype)
         predictor = self.predictor.init(
-            second, seen, context, targets[:, 0], self.places(video.shape[1:4])
+            second, seen, context, target, self.places(video.shape[1:4])
         )
         return {"encoder": encoder, "predictor": unfreeze(predictor["params"])}, {}
 
@@ -134,12 +221,20 @@ class MaskedPrediction:
         )
 
     def tokens(self, params: Params, video: jax.Array, ids: jax.Array | None = None) -> jax.Array:
-        """The encoder's tokens `[B, N or K, F]` of normalised frames; all, or those at `ids`."""
-        return self.encoder.apply({"params": params["encoder"]}, video, ids)
+        """What the predictor reads `[B, N or K, D * levels]`: all tokens, or those at `ids`."""
+        return self.encoder.apply({"params": params["encoder"]}, video, ids, method="hierarchy")
 
-    def targets(self, params: Params, video: jax.Array) -> jax.Array:
-        """What is predicted at each place, `[B, N, F]`, without a gradient."""
-        return jax.lax.stop_gradient(self.target_norm.apply({}, self.tokens(params, video)))
+    def normalised(self, tokens: jax.Array, width: int) -> jax.Array:
+        """Tokens `[B, N, F]` as targets: each part of `width` numbers normalised by itself."""
+        levels = tokens.reshape(*tokens.shape[:-1], -1, width)
+        return self.target_norm.apply({}, levels).reshape(tokens.shape)
+
+    def goal(self, params: Params, target_params: Params | None, video: jax.Array) -> jax.Array:
+        """What is to be predicted at each place, `[B, N, F]`, without a gradient."""
+        del params
+        assert target_params is not None
+        tokens = self.tokens(target_params, video)
+        return jax.lax.stop_gradient(self.normalised(tokens, self.encoder.width))
 
     def represent(
         self,
@@ -155,41 +250,42 @@ class MaskedPrediction:
         mean target of what the context encoder saw: a guess that needs no predictor.
         """
         del rng
-        assert target_params is not None
-        video = to_float(batch["video"], self.dtype)
-        goal = self.targets(target_params, video)
-        places = self.places(video.shape[1:4])
-        tokens: dict[str, jax.Array] = {}
-        for index, (name, context, targets) in enumerate(_masks(batch["masks"])):
-            flat = targets.reshape(targets.shape[0], -1)
-            tokens[f"prediction/{name}"] = self._predict(
-                params, video, context, targets, places, index
-            )
-            tokens[f"target/{name}"] = _at(goal, flat)
-            tokens[f"copy/{name}"] = jnp.mean(_at(goal, context), axis=1, keepdims=True)
-        return Outputs(tokens=tokens), state
+        outputs = Outputs()
+        for stream, masks in parts(batch):
+            video = to_float(stream, self.dtype)
+            goal = self.goal(params, target_params, video)
+            places = self.places(video.shape[1:4])
+            for mask in masks:
+                self.compare(outputs, params, video, goal, mask, places)
+        return outputs, state
 
-    def _predict(
+    def compare(
         self,
+        outputs: Outputs,
         params: Params,
         video: jax.Array,
-        context: jax.Array,
-        targets: jax.Array,
+        goal: jax.Array,
+        mask: Mask,
         places: jax.Array,
-        index: int,
-    ) -> jax.Array:
-        """Predictions `[B, M * Kt, F]`; each block of targets is predicted by itself."""
-        batch, blocks, size = targets.shape
-        seen = self.tokens(params, video, context)
-        predicted, _ = self.predictor.apply(
+    ) -> jax.Array | None:
+        """Adds one mask's arrays to `outputs`; returns what was predicted for its context."""
+        batch, blocks, size = mask.targets.shape
+        seen = self.tokens(params, video, mask.context)
+        predicted, context = self.predictor.apply(
             {"params": params["predictor"]},
             jnp.repeat(seen, blocks, axis=0),
-            jnp.repeat(context, blocks, axis=0),
-            targets.reshape(batch * blocks, size),
+            jnp.repeat(mask.context, blocks, axis=0),
+            mask.targets.reshape(batch * blocks, size),
             places,
-            mask_token=index % self.predictor.mask_tokens,
+            mask_token=mask.number if self.predictor.mask_tokens > 1 else 0,
+            modality=IMAGE if video.shape[1] == 1 else VIDEO,
         )
-        return predicted.reshape(batch, blocks * size, -1)
+        flat = mask.targets.reshape(batch, -1)
+        copied = jnp.mean(at(goal, mask.context), axis=1, keepdims=True)
+        outputs.tokens[f"prediction/{mask.name}"] = predicted.reshape(batch, blocks * size, -1)
+        outputs.tokens[f"target/{mask.name}"] = at(goal, flat)
+        outputs.tokens[f"copy/{mask.name}"] = copied
+        return context
 
     def objective(self, outputs: Outputs, step: jax.Array) -> tuple[jax.Array, Metrics]:
         """The mean over masks of the distance between predictions and targets.
@@ -200,25 +296,42 @@ class MaskedPrediction:
         collapse, at most 1).
         """
         del step
-        losses, copies, spreads = {}, [], []
-        for name in sorted(n.partition("/")[2] for n in outputs.tokens if n.startswith("target/")):
+        losses = self.distances(outputs)
+        loss = mean(losses)
+        return loss, self.metrics(outputs, losses)
+
+    def distances(self, outputs: Outputs) -> dict[str, jax.Array]:
+        """The distance between prediction and target, by the name of the mask."""
+        return {
+            name: regression(
+                outputs.tokens[f"prediction/{name}"],
+                outputs.tokens[f"target/{name}"],
+                self.loss.kind,
+            )
+            for name in names(outputs)
+        }
+
+    def metrics(self, outputs: Outputs, losses: Mapping[str, jax.Array]) -> Metrics:
+        """What `objective` says of the predictions."""
+        copies, spreads = {}, {}
+        for name in names(outputs):
             target = outputs.tokens[f"target/{name}"]
-            losses[name] = regression(outputs.tokens[f"prediction/{name}"], target, self.loss.kind)
             copy = jnp.broadcast_to(outputs.tokens[f"copy/{name}"], target.shape)
-            copies.append(regression(copy, target, self.loss.kind))
-            wide = target.astype(losses[name].dtype)
-            spreads.append(jnp.mean(jnp.std(wide, axis=(0, 1))))
-        loss = sum(losses.values()) / len(losses)
-        copied = jnp.maximum(sum(copies) / len(copies), jnp.finfo(loss.dtype).tiny)
-        metrics = {f"{self.loss.kind}_{name}": value for name, value in losses.items()}
-        metrics["prediction_over_copy"] = jax.lax.stop_gradient(loss) / copied
-        metrics["target_std"] = sum(spreads) / len(spreads)
-        return loss, metrics
+            copies[name] = regression(copy, target, self.loss.kind)
+            wide = target.astype(copies[name].dtype)
+            spreads[name] = jnp.mean(jnp.std(wide, axis=(0, 1)))
+        loss, copied = mean(losses), mean(copies)
+        return {
+            **{f"{self.loss.kind}_{name}": value for name, value in losses.items()},
+            "prediction_over_copy": loss / jnp.maximum(copied, jnp.finfo(copied.dtype).tiny),
+            "target_std": mean(spreads),
+        }
 
     def embed(self, params: Params, state: Params, batch: Batch) -> Outputs:
-        """Returns the encoder's `tokens["video"]` `[B, N, F]` and their mean, `pooled["video"]`."""
+        """Returns the encoder's `tokens["video"]` `[B, N, D]` and their mean, `pooled["video"]`."""
         del state
-        tokens = self.tokens(params, to_float(batch["video"], self.dtype))
+        video = to_float(batch["video"], self.dtype)
+        tokens = self.encoder.apply({"params": params["encoder"]}, video)
         wide = jnp.promote_types(tokens.dtype, jnp.float32)
         return Outputs(
             tokens={"video": tokens}, pooled={"video": jnp.mean(tokens, axis=1, dtype=wide)}
@@ -226,30 +339,59 @@ class MaskedPrediction:
 
     def flops(self, batch: Batch) -> float:
         """Analytic FLOPs of a train step: forward and backward, and the target's forward pass."""
-        clips, *size = frames_shape(batch["video"])
-        total = count.video_transformer(self.encoder, *size)
-        for _, context, targets in _masks(batch["masks"]):
-            seen, (blocks, hidden) = context.shape[1], targets.shape[1:]
-            total += 3.0 * count.video_transformer(self.encoder, *size, visible=seen)
-            total += (
-                3.0
-                * blocks
-                * count.mask_predictor(
-                    self.predictor, context=seen, targets=hidden, inputs=self.features()
+        total = 0.0
+        for video, masks in parts(batch):
+            clips, *size = frames_shape(video)
+            total += clips * count.video_transformer(self.target_encoder(), *size)
+            for mask in masks:
+                seen, (blocks, hidden) = mask.context.shape[1], mask.targets.shape[1:]
+                encoded = count.video_transformer(self.encoder, *size, visible=seen)
+                predicted = blocks * count.mask_predictor(
+                    self.predictor, context=seen, targets=hidden, inputs=width_of(self.encoder)
                 )
-            )
-        return clips * total
+                total += 3.0 * clips * (encoded + predicted)
+        return total
+
+    def target_encoder(self) -> VideoTransformer:
+        """The network that makes targets."""
+        return self.encoder
 
 
-def _masks(masks: Batch) -> Iterator[tuple[str, Any, Any]]:
-    """(name, context `[B, Kc]`, targets `[B, M, Kt]`) of each mask of a batch, in a fixed order."""
+def width_of(encoder: VideoTransformer) -> int:
+    """Numbers of a token as `VideoTransformer.hierarchy` gives it."""
+    return encoder.width * max(len(encoder.taps), 1)
+
+
+def parts(batch: Batch) -> Iterator[tuple[Any, tuple[Mask, ...]]]:
+    """(video stream, its masks) of a batch: the clips, and the images where there are any."""
+    masks = tuple(_masks(batch["masks"], "", 0))
+    yield batch["video"], masks
+    if IMAGES in batch:
+        images = batch[IMAGES]
+        yield images["video"], tuple(_masks(images["masks"], f"{IMAGES}/", len(masks)))
+
+
+def _masks(masks: Batch, prefix: str, first: int) -> Iterator[Mask]:
     if "context" in masks:
-        yield "blocks", masks["context"], masks["targets"]
+        yield Mask(f"{prefix}blocks", masks["context"], masks["targets"], first)
         return
-    for name in sorted(masks):
+    for number, name in enumerate(sorted(masks), first):
+        # One target for each clip: a block of its own.
         target = masks[name]["target"]
-        yield name, masks[name]["context"], target.reshape(target.shape[0], 1, target.shape[1])
+        target = target.reshape(target.shape[0], 1, target.shape[1])
+        yield Mask(f"{prefix}{name}", masks[name]["context"], target, number)
 
 
-def _at(tokens: jax.Array, ids: jax.Array) -> jax.Array:
+def names(outputs: Outputs) -> list[str]:
+    """The names of the masks whose arrays these are."""
+    return sorted(name.partition("/")[2] for name in outputs.tokens if name.startswith("target/"))
+
+
+def mean(values: Mapping[str, jax.Array]) -> jax.Array:
+    """The mean of scalars by name."""
+    return jnp.mean(jnp.stack(list(values.values())))
+
+
+def at(tokens: jax.Array, ids: jax.Array) -> jax.Array:
+    """Tokens `[B, K, F]` of `[B, N, F]` at ids `[B, K]`."""
     return jnp.take_along_axis(tokens, ids[..., None], axis=1)

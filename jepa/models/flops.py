@@ -67,7 +67,8 @@ def video_transformer(
     """
     rows, high, wide = model.grid(frames, height, width)
     tokens = rows * high * wide
-    cube = model.tubelet * model.patch**2 * 3
+    deep = 1 if frames == 1 and model.image_tokenizer else model.tubelet
+    cube = deep * model.patch**2 * 3
     return linear(tokens, cube, model.width) + blocks(
         tokens=tokens if visible is None else visible,
         depth=model.depth,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa.errors import UserError
+from jepa.models.vit import MODALITY_DEVIATION, VIDEO
 from jepa.nn import rotary
 from jepa.nn.attention import Attention
 from jepa.nn.blocks import PreNormBlock
@@ -36,7 +37,7 @@ class MaskPredictor(nn.Module):
 
     Parameters: `embed/{kernel,bias}` (and `embed_in/...` where `embed_hidden` is set),
     `mask_tokens` `[count, D]`, `blocks/...`, `norm/{scale,bias}`, `out/{kernel,bias}` (and
-    `context_out/...` where `predicts_context` is set).
+    `context_out/...` where `predicts_context` is set, `modality` `[2, D]` where `modalities` is).
 
     Attributes:
       features: F, the encoder's width, or that times the levels it is supervised at.
@@ -47,6 +48,8 @@ class MaskPredictor(nn.Module):
       mask_token_init: "zeros" (V-JEPA) or "normal" with deviation 0.02 (I-JEPA).
       embed_hidden: hidden width of an embedding with one GELU in it (2.1); one matrix when None.
       predicts_context: whether context tokens get predictions too, by a head of their own (2.1).
+      modalities: whether videos and images have a learned vector each that is added to all tokens,
+        as in the encoder (2.1).
     """
 
     features: int
@@ -61,6 +64,7 @@ class MaskPredictor(nn.Module):
     mask_token_init: str = "zeros"
     embed_hidden: int | None = None
     predicts_context: bool = False
+    modalities: bool = False
     remat: str = "none"
     scan: bool = True
     dtype: Any = "float32"
@@ -75,6 +79,9 @@ class MaskPredictor(nn.Module):
         init = _MASK_TOKEN_INITS[self.mask_token_init]
         shape = (self.mask_tokens, self.width)
         self.tokens = self.param("mask_tokens", init, shape, self.param_dtype)
+        if self.modalities:
+            init = nn.initializers.normal(MODALITY_DEVIATION)
+            self.modality = self.param("modality", init, (2, self.width), self.param_dtype)
 
     def __call__(
         self,
@@ -84,6 +91,7 @@ class MaskPredictor(nn.Module):
         places: jax.Array,
         *,
         mask_token: int = 0,
+        modality: int = VIDEO,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Predicts.
 
@@ -93,6 +101,7 @@ class MaskPredictor(nn.Module):
           target_ids: int `[B, Kt]`, the places to predict.
           places: `[3, N]`, frame, row and column of all N tokens (`nn.rotary.grid_positions`).
           mask_token: which mask token to use.
+          modality: `models.vit.VIDEO` or `IMAGE`; without `modalities` they are the same.
 
         Returns:
           Predictions `[B, Kt, F]`, and those of the context `[B, Kc, F]` or None.
@@ -111,6 +120,8 @@ class MaskPredictor(nn.Module):
             self.tokens[mask_token].astype(x.dtype), (*target_ids.shape, self.width)
         )
         x = jnp.concatenate([x, blank], axis=1)
+        if self.modalities:
+            x = x + self.modality[modality].astype(x.dtype)
         places = rotary.gather(places, jnp.concatenate([context_ids, target_ids], axis=1))
         if self.positions != "none":
             x = x + sincos(places, self.width, self.positions).astype(x.dtype)
@@ -131,6 +142,7 @@ class MaskPredictor(nn.Module):
         return (
             *(r for name, part in parts.items() for r in prefixed(name, part.partition_table())),
             ("mask_tokens", (None, "embed")),
+            *([("modality", (None, "embed"))] if self.modalities else []),
             *self._stack(parent=None).partition_table(),
         )
 

@@ -1,4 +1,4 @@
-"""The video vision transformer of V-JEPA 2: tubelets, 3-D rotary positions, pre-norm blocks.
+"""The video vision transformer of the JEPAs: tubelets, rotary or fixed positions, pre-norm blocks.
 
 B batch, T frames, H W pixels, C channels, N tokens, D width. Source: V-JEPA 2 (arXiv 2506.09985)
 and 2.1 (arXiv 2603.14482); sizes from their released configs.
@@ -26,6 +26,11 @@ from jepa.nn.stack import Stack
 from jepa.parallel.partition import Table, constrain, prefixed
 
 ROPES = ("rotation", "tiled", "none")
+
+# What 2.1 draws its embeddings of modalities with: so small that a model starts without them.
+MODALITY_DEVIATION = 1e-6
+# Rows of such an embedding.
+VIDEO, IMAGE = 0, 1
 
 # Fields of VideoTransformer by the name of a size. L, H and g are V-JEPA 2's, G is 2.1's.
 VITS: Mapping[str, Mapping[str, Any]] = {
@@ -81,7 +86,8 @@ class VideoTransformer(nn.Module):
     """Encodes a video as one vector a tubelet.
 
     Parameters: `patches/{kernel,bias}`, `blocks/...` (stacked, see `nn.stack`),
-    `norm/{scale,bias}`.
+    `norm/{scale,bias}`; with `taps` also `tap_norms_{i}/{scale,bias}`; with
+    `image_tokenizer` `image_patches/{kernel,bias}` and `modality` `[2, D]`.
 
     Attributes:
       width: D.
@@ -96,6 +102,11 @@ class VideoTransformer(nn.Module):
         relative; a small model that trains for minutes learns where things are, and so where they
         go, much sooner from absolute ones.
       pretrain_grid: rows and columns to which positions are stretched (2.1: 16), or None.
+      taps: numbers of layers, rising to `depth`, whose tokens `hierarchy` gives, each after a
+        LayerNorm of its own (2.1 supervises four; its code numbers them from zero); () for none.
+      image_tokenizer: whether single frames have an embedding of their own, of one frame, and both
+        modalities a learned vector that is added (2.1). Otherwise a frame is repeated to fill the
+        tubelet.
       gelu: "exact" or "tanh".
       remat: a policy of `nn.stack.REMAT`.
       scan: whether blocks run in a compiled loop; the parameters are the same.
@@ -111,6 +122,8 @@ class VideoTransformer(nn.Module):
     rope: str = "rotation"
     positions: str = "none"
     pretrain_grid: int | None = None
+    taps: tuple[int, ...] = ()
+    image_tokenizer: bool = False
     gelu: str = "exact"
     remat: str = "none"
     scan: bool = True
@@ -124,6 +137,12 @@ class VideoTransformer(nn.Module):
         self.stack = self._stack()
         nn.share_scope(self, self.stack)
         self.norm = LayerNorm(**types)
+        # The last level's is the one of the output.
+        self.tap_norms = [LayerNorm(**types) for _ in self.taps[:-1]]
+        if self.image_tokenizer:
+            self.image_patches = PatchEmbedding(self.width, self.patch, 1, **types)
+            init = nn.initializers.normal(MODALITY_DEVIATION)
+            self.modality = self.param("modality", init, (2, self.width), self.param_dtype)
 
     def __call__(self, video: jax.Array, token_ids: jax.Array | None = None) -> jax.Array:
         """Encodes videos, or images as videos of one frame.
@@ -149,10 +168,8 @@ class VideoTransformer(nn.Module):
         taps: tuple[int, ...] = (),
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """As `__call__`, and also the tokens (before any norm) after `taps` numbers of layers."""
-        if video.shape[1] == 1:
-            video = jnp.repeat(video, self.tubelet, axis=1)
         grid = self.grid(*video.shape[1:4])
-        x = self.patches(video)
+        x = self._embed(video)
         positions = rotary.grid_positions(
             grid,
             pretrain_grid=self.pretrain_grid,
@@ -169,7 +186,31 @@ class VideoTransformer(nn.Module):
             head_dim = self.width // self.heads
             tables = rotary.rotary_3d(positions, head_dim, tiled=self.rope == "tiled")
         x, tapped = self.stack(x, taps=taps, rotary=tables)
+        if self.is_initializing():
+            for norm in self.tap_norms:
+                norm(x)
         return self.norm(x), tapped
+
+    def hierarchy(self, video: jax.Array, token_ids: jax.Array | None = None) -> jax.Array:
+        """As `__call__`, and before that the tokens of the other `taps`: `[B, N, levels * D]`.
+
+        The last D numbers are those of `__call__`, which they are all without `taps`.
+        """
+        last, tapped = self.levels(video, token_ids, self.taps[:-1])
+        norms = zip(self.tap_norms, tapped, strict=True)
+        return jnp.concatenate([*(norm(x) for norm, x in norms), last], axis=-1)
+
+    def _embed(self, video: jax.Array) -> jax.Array:
+        """Tokens `[B, N, D]` of `[B, T, H, W, 3]`, without positions."""
+        image = video.shape[1] == 1
+        clip = jnp.repeat(video, self.tubelet, axis=1) if image else video
+        if not self.image_tokenizer:
+            return self.patches(clip)
+        if self.is_initializing():
+            self.patches(clip)
+            self.image_patches(video[:, :1])
+        x = self.image_patches(video) if image else self.patches(clip)
+        return x + self.modality[IMAGE if image else VIDEO].astype(x.dtype)
 
     @nn.nowrap
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -194,10 +235,16 @@ class VideoTransformer(nn.Module):
     @nn.nowrap
     def partition_table(self) -> Table:
         """Returns the rows of this module's parameters."""
+        norm, patches = LayerNorm().partition_table(), PatchEmbedding(0, 1, 1).partition_table()
+        images: Table = ()
+        if self.image_tokenizer:
+            images = (*prefixed("image_patches", patches), ("modality", (None, "embed")))
         return (
-            *prefixed("patches", PatchEmbedding(0, 1, 1).partition_table()),
+            *prefixed("patches", patches),
             *self._stack(parent=None).partition_table(),
-            *prefixed("norm", LayerNorm().partition_table()),
+            *prefixed("norm", norm),
+            *(row for i in range(len(self.taps) - 1) for row in prefixed(f"tap_norms_{i}", norm)),
+            *images,
         )
 
     @nn.nowrap

@@ -1,0 +1,91 @@
+"""Writes the encoder of a run to a file that another run starts from or is taught by.
+
+    python -m experiments.export --config=configs/v_jepa_2_1/pretrain.py:gigantic --workdir=DIR \
+        --out=teacher.safetensors [--checkpoint=latest|best|STEP] [--part=encoder]
+
+Of a method with a target encoder, the moving average is written, as in every evaluation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli, evaluate, train
+from jepa import methods
+from jepa.data import storage
+from jepa.errors import UserError
+from jepa.interop import parameters
+from jepa.parallel import mesh as meshes
+from jepa.training import config as configs
+from jepa.training import metrics, workdir
+
+# --config, --workdir and --devices are those of training, --checkpoint that of evaluation.
+OUT = flags.DEFINE_string("out", None, "File to write (safetensors).")
+PART = flags.DEFINE_string("part", "encoder", "Which part of the parameters, a path in them.")
+
+
+def main(
+    config: ConfigDict,
+    directory: str | Path,
+    out: str | Path,
+    *,
+    checkpoint: str = "latest",
+    part: str = "encoder",
+    devices: int | None = None,
+) -> None:
+    """Writes the file.
+
+    Args:
+      config: of the run.
+      directory: the workdir.
+      out: the file.
+      checkpoint: `latest`, `best` or a step.
+      part: path of a branch of the parameters.
+      devices: CPU devices to show JAX, if its backend has not started.
+
+    Raises:
+      UserError: there is no such checkpoint or part, or no room for the file.
+    """
+    config = configs.resolve(config)
+    workdir.check(directory, config)
+    train.check_data(config)
+    train.setup(config, devices=devices)
+    wanted = evaluate.find_step(directory, checkpoint, config)
+    mesh = meshes.make_mesh(config.mesh)
+    train.distrust_cache(mesh)
+    method = methods.from_config(config)
+    configs.check_run(config, method, mesh.size)
+    restored = evaluate.restore(config, directory, wanted, method, mesh)
+    params = restored.state.target_params or restored.state.params
+    branch: Any = params
+    for name in part.split("/"):
+        if not isinstance(branch, dict) or name not in branch:
+            raise UserError(f"--part={part}: the parameters have {', '.join(sorted(params))}")
+        branch = branch[name]
+    about = {"method": config.method, "step": str(restored.step), "part": part}
+    with storage.storing(Path(out)):
+        parameters.save(out, jax.device_get(branch), about)
+    print(f"{part} of step {restored.step}, {metrics.count(branch):,} parameters: {out}")
+
+
+def _from_flags() -> None:
+    config, directory = train.from_flags()
+    if OUT.value is None:
+        raise UserError("--out=FILE is needed (see --help)")
+    main(
+        config,
+        directory,
+        OUT.value,
+        checkpoint=evaluate.CHECKPOINT.value,
+        part=PART.value,
+        devices=train.DEVICES.value,
+    )
+
+
+if __name__ == "__main__":
+    cli.run_absl(_from_flags)
