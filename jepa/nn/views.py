@@ -5,6 +5,11 @@ function of a key. Cropping, resizing, mirroring and blurring are linear along e
 is `rows @ image @ columns`, two matrix products that accelerators like and that XLA fuses with the
 colour operations.
 
+What differs from torchvision, on which published recipes stand: a crop need not begin at a whole
+pixel; its area is always the one that was drawn (there a crop that does not fit is drawn again, so
+that large ones are rarer); colours are moved in one order, not in a random one; a blur is not cut
+off after a few pixels. Crops are taken from what the loader sends, which is a square.
+
 B images, V views, H W pixels of an image, S pixels of a view's side.
 """
 
@@ -15,6 +20,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+
+from jepa.errors import UserError
 
 _GREY = (0.299, 0.587, 0.114)
 
@@ -53,6 +60,33 @@ class Views:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
 
+    def check(self, section: str) -> None:
+        """Checks ranges.
+
+        Args:
+          section: of the config that these come from, for the message.
+
+        Raises:
+          UserError: a number out of its range.
+        """
+
+        def demand(holds: bool, key: str, mend: str) -> None:
+            if not holds:
+                raise UserError(f"config.{section}.{key} is {getattr(self, key)!r}; {mend}")
+
+        demand(self.count >= 0, "count", "give a number of views of at least 0")
+        demand(self.size >= 1, "size", "give a number of pixels of at least 1")
+        low, high = self.scale
+        demand(0 < low <= high <= 1, "scale", "give (low, high) shares of the area within (0, 1]")
+        low, high = self.ratio
+        demand(0 < low <= high, "ratio", "give (low, high) above 0")
+        low, high = self.blur_sigma
+        demand(0 < low <= high, "blur_sigma", "give (low, high) above 0")
+        for key in ("flip", "jitter", "grey", "blur", "solarise"):
+            demand(0 <= getattr(self, key) <= 1, key, "give a share between 0 and 1")
+        for key in ("brightness", "contrast", "saturation", "hue"):
+            demand(getattr(self, key) >= 0, key, "give a number of at least 0")
+
 
 def draw_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
     """Draws views of images.
@@ -79,17 +113,18 @@ def _crop(key: jax.Array, image: jax.Array, views: Views) -> jax.Array:
     height, width, _ = image.shape
     area, ratio, top, left, flip, blur, sigma = jax.random.uniform(key, (7,), image.dtype)
     area = (views.scale[0] + area * (views.scale[1] - views.scale[0])) * height * width
-    low, high = map(math.log, views.ratio)
+    # Only ratios whose crop fits. On a long image there may be none: the nearest is cut to fit.
+    log_ratio = jnp.stack([jnp.log(area / height**2), jnp.log(width**2 / area)])
+    low, high = jnp.clip(log_ratio, *map(math.log, views.ratio))
     ratio = jnp.exp(low + ratio * (high - low))
-    # A crop that would not fit is cut to the image, as a rule in one direction only.
     high_pixels = jnp.minimum(jnp.sqrt(area / ratio), height)
     wide_pixels = jnp.minimum(jnp.sqrt(area * ratio), width)
     rows = _resize(height, views.size, top * (height - high_pixels), high_pixels)
     columns = _resize(width, views.size, left * (width - wide_pixels), wide_pixels)
     columns = jnp.where(flip < views.flip, columns[::-1], columns)
     if views.blur:
-        low, high = views.blur_sigma
-        blurred = _blur(views.size, low + sigma * (high - low))
+        least, most = views.blur_sigma
+        blurred = _blur(views.size, least + sigma * (most - least))
         keep = jnp.eye(views.size, dtype=image.dtype)
         matrix = jnp.where(blur < views.blur, blurred, keep)
         rows, columns = matrix @ rows, matrix @ columns

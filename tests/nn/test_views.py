@@ -4,25 +4,40 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jepa.errors import UserError
 from jepa.nn import views as module
 from jepa.nn.views import Views, draw_views
 
+# Compiling is nearly all the time these tests take, and speed is not what they are about.
+QUICK = {"xla_backend_optimization_level": 0}
+
 
 def images(count=2, height=40, width=56):
-    """Smooth pictures, so that resampling schemes can be compared."""
+    """Smooth pictures, so that resampling schemes can be compared: sums of a few waves."""
     rng = np.random.default_rng(0)
-    small = rng.random((count, 5, 7, 3)).astype("float32")
-    return np.asarray(jax.image.resize(small, (count, height, width, 3), "cubic")).clip(0, 1)
+    y, x = np.mgrid[:height, :width] / 56
+    waves = rng.uniform(-12, 12, (2, 3, count, 3, 1, 1))
+    phases = np.sin(waves[0] * y + waves[1] * x + 7 * waves[0])
+    return np.moveaxis(phases.mean(0) / 2 + 0.5, 1, -1).astype("float32")
+
+
+def compiled(function, *args):
+    return jax.jit(function).lower(*args).compile(compiler_options=QUICK)
+
+
+def draw(key, x, views):
+    program = compiled(lambda key, x: draw_views(key, x, views), jax.random.key(0), x)
+    return np.asarray(program(jax.random.key(key), x))
 
 
 def test_views_have_their_sizes_and_depend_on_the_key_alone():
-    views = Views(count=3, size=16, jitter=0.8, grey=0.2, blur=0.5, solarise=0.2)
-    draw = jax.jit(lambda key, x: draw_views(key, x, views))
-    first = draw(jax.random.key(0), images())
-    assert first.shape == (2, 3, 16, 16, 3) and first.dtype == jnp.float32
+    views = Views(count=3, size=8, jitter=0.8, grey=0.2, blur=0.5, solarise=0.2)
+    x = images(2, 20, 28)
+    program = compiled(lambda key, x: draw_views(key, x, views), jax.random.key(0), x)
+    first, again, other = (np.asarray(program(jax.random.key(k), x)) for k in (0, 0, 1))
+    assert first.shape == (2, 3, 8, 8, 3) and first.dtype == np.float32
     assert np.isfinite(first).all() and first.min() >= 0 and first.max() <= 1 + 1e-6
-    np.testing.assert_array_equal(first, draw(jax.random.key(0), images()))
-    other = draw(jax.random.key(1), images())
+    np.testing.assert_array_equal(first, again)
     # No two views are alike, of an image or between keys.
     flat = np.concatenate([first.reshape(6, -1), other.reshape(6, -1)])
     distances = np.abs(flat[:, None] - flat).mean(-1)
@@ -44,29 +59,52 @@ def test_a_crop_is_that_of_pillow(size, box):
 
 
 def test_the_whole_image_at_its_own_size_is_the_image_or_its_mirror():
-    square = images(1, 32, 32)
-    views = Views(count=8, size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    drawn = np.asarray(draw_views(jax.random.key(0), square, views))[0]
+    square = images(1, 12, 12)
+    drawn = draw(0, square, Views(count=8, size=12, scale=(1.0, 1.0), ratio=(1.0, 1.0)))[0]
     mirrored = np.array([np.abs(v - square[0, :, ::-1]).max() < 1e-5 for v in drawn])
     same = np.array([np.abs(v - square[0]).max() < 1e-5 for v in drawn])
     assert (mirrored ^ same).all() and mirrored.any() and same.any()
 
 
-def test_crops_have_the_area_that_was_asked_for():
-    """The mean distance of two pixels says how much was cropped, seen on a ramp."""
-    ramp = np.broadcast_to(np.linspace(0, 1, 64, dtype="float32")[:, None, None], (1, 64, 64, 3))
-    views = Views(count=200, size=8, scale=(0.25, 0.25), ratio=(1.0, 1.0), flip=0.0)
-    drawn = np.asarray(draw_views(jax.random.key(0), ramp, views))[0, :, :, 0, 0]
-    np.testing.assert_allclose(drawn[:, -1] - drawn[:, 0], 7 / 8 * 32 / 63, atol=0.02)
-    starts = drawn[:, 0]
-    assert starts.min() < 0.06 and starts.max() > 0.46  # from one border to the other
+def extents(height, width, views):
+    """(heights, widths, tops, lefts) `[V]` of crops as shares of the image, measured on a ramp.
+
+    Its red rises from 0 to 1 downwards, its green to the right.
+    """
+    y, x = np.mgrid[:height, :width].astype("float32")
+    ramp = np.stack([y / height, x / width, 0 * x], axis=-1)[None]
+    drawn = draw(0, ramp, views)[0]
+    size, step = views.size, views.size / (views.size - 1)
+    down, right = drawn[:, :, size // 2, 0], drawn[:, size // 2, :, 1]
+    return (
+        (down[:, -1] - down[:, 0]) * step,
+        (right[:, -1] - right[:, 0]) * step,
+        down[:, 0],
+        right[:, 0],
+    )
+
+
+@pytest.mark.parametrize("scale", [(0.25, 0.25), (0.95, 0.95)])
+def test_crops_have_the_area_that_was_asked_for_and_all_ratios_that_fit(scale):
+    heights, widths, tops, lefts = extents(32, 48, Views(100, 8, scale=scale, flip=0.0))
+    np.testing.assert_allclose(heights * widths, scale[0], rtol=0.08)
+    ratios = widths * 48 / (heights * 32)
+    low, high = max(3 / 4, scale[0] * 1.5), min(4 / 3, 1.5 / scale[0])
+    if low < high:
+        assert low * 0.95 < ratios.min() < low * 1.15 and high * 0.85 < ratios.max() < high * 1.05
+        for starts, lengths in ((tops, heights), (lefts, widths)):
+            # From one border to the other.
+            free = starts / (1 - lengths)
+            assert free.min() < 0.15 and free.max() > 0.85
+    else:  # no ratio fits: the nearest, cut
+        np.testing.assert_allclose(ratios, 4 / 3, rtol=0.08)
 
 
 def test_colours():
-    x = images(1, 16, 16)[0]
-    grey = module._colours(jax.random.key(0), x, Views(1, 16, grey=1.0))
+    x = images(1, 8, 8)[0]
+    grey = module._colours(jax.random.key(0), x, Views(1, 8, grey=1.0))
     np.testing.assert_allclose(grey[..., 0], grey[..., 2], atol=1e-6)
-    inverted = module._colours(jax.random.key(0), x, Views(1, 16, solarise=1.0))
+    inverted = module._colours(jax.random.key(0), x, Views(1, 8, solarise=1.0))
     np.testing.assert_allclose(inverted, np.where(x >= 0.5, 1 - x, x), atol=1e-6)
     # A third of a turn makes red green; a whole one changes nothing.
     red = jnp.array([[[1.0, 0.0, 0.0]]])
@@ -74,4 +112,20 @@ def test_colours():
         module._turn_hue(red, jnp.float32(1 / 3))[0, 0], [0, 1, 0], atol=1e-6
     )
     np.testing.assert_allclose(module._turn_hue(x, jnp.float32(1.0)), x, atol=1e-5)
-    np.testing.assert_allclose(np.asarray(module._blur(9, jnp.float32(1.5))).sum(1), 1, rtol=1e-6)
+
+
+def test_a_blur_is_a_gaussian_and_keeps_the_mean_brightness():
+    matrix = np.asarray(module._blur(41, jnp.float32(1.5)))
+    np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
+    wanted = np.exp(-(((np.arange(41) - 20) / 1.5) ** 2) / 2)
+    np.testing.assert_allclose(matrix[20], wanted / wanted.sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("scale", (0.5, 0.2)), ("ratio", (0.0, 1.0)), ("flip", 1.5), ("hue", -0.1), ("count", -1)],
+)
+def test_a_number_out_of_range_is_named(key, value):
+    views = Views(**{"count": 1, "size": 8, key: value})
+    with pytest.raises(UserError, match=rf"config\.model\.local_views\.{key} is"):
+        views.check("model.local_views")
