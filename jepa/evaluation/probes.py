@@ -215,7 +215,28 @@ class Suite:
         answer: Callable[[np.ndarray, np.ndarray, Fold], Answer] = getattr(self, f"_{probe}")
         folds = self.folds(label, self._seeds(probe))
         answers = [answer(train, test, fold) for fold in folds]
-        return self._summary(label, probe, folds, answers, train.shape[1:])
+        return self._summary(label, folds, answers, train.shape[1:])
+
+    def protocol(self, label: str, probe: str) -> str:
+        """Returns a digest of all but the encoder that decides what a probe of a label finds.
+
+        What `frame_control` takes away is the encoder's, so that it can be compared.
+        """
+        others = {*FROZEN, "labels", "batch_size"} - {probe}
+        section = {key: value for key, value in self.config.to_dict().items() if key not in others}
+        seen = probes_features.seen(dataclasses.replace(self._data, frame_control="none"))
+        said = [section, seen, self.labels[label].digest, label, probe, self._dtype]
+        return probes_features.digest_of_words(said)
+
+    def identity(self, encoder: Encoder, label: str, probe: str) -> str:
+        """Returns a digest of all that decides what a probe finds."""
+        said = [self.protocol(label, probe), encoder.digest, self._data.frame_control]
+        return probes_features.digest_of_words(said)
+
+    def groups(self, label: str) -> np.ndarray:
+        """Returns the group of each test clip of a label, in the order of what they earned."""
+        of = self.labels[label]
+        return of.groups[of.test >= 0]
 
     def folds(self, label: str, seeds: Sequence[int]) -> list[Fold]:
         """Returns the clips of a label for each seed."""
@@ -299,7 +320,6 @@ class Suite:
     def _summary(
         self,
         label: str,
-        probe: str,
         folds: Sequence[Fold],
         answers: Sequence[Answer],
         shape: tuple[int, ...],
@@ -310,9 +330,8 @@ class Suite:
         mean = hits.mean(axis=0)
         by_seed = hits.mean(axis=1)
         common = np.bincount(truth, minlength=fold.classes).max() / len(truth)
-        groups = of.groups[self._test][fold.test]
         numbers = {
-            "accuracy": intervals.clustered_proportion(mean, groups, float(common)),
+            "accuracy": intervals.clustered_proportion(mean, self.groups(label), float(common)),
             "balanced_accuracy": intervals.balanced_proportion(
                 mean, truth, 1 / len(np.unique(truth))
             ),
@@ -332,7 +351,6 @@ class Suite:
             },
             "chosen": [how for _, how in answers],
         }
-        del probe
         return numbers, np.round(mean, 6).tolist()
 
 

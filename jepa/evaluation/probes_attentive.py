@@ -91,13 +91,10 @@ class Probes:
         options, grid = self.options, self.options.grid
         size = min(options.batch_size, len(rows))
         steps = options.epochs * (len(rows) // size)
-        example = jnp.zeros((1, *tokens.shape[1:]), jnp.float32)
-        one = self.model.init(jax.random.key(seed), example)["params"]
-        params = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(grid), *x.shape)), one)
-        state = jax.vmap(optax.scale_by_adam().init)(params)
         rates, decays = (jnp.asarray(column) for column in zip(*grid, strict=True))
         order = probes_features.batches(rows, size, seed=seed, epochs=options.epochs)
         with jax.set_mesh(self._mesh), Progress("attentive probes", steps, "step") as shown:
+            params, state = _begin(self.model, len(grid), tokens.shape[1:], seed)
             for step, batch in enumerate(order):
                 params, state = _step(
                     self.model,
@@ -131,6 +128,14 @@ class Probes:
         sharding = (meshes.batch_sharding if cut else meshes.replicated)(self._mesh)
         host = np.ascontiguousarray(rows)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(model: AttentiveProbe, count: int, shape: tuple[int, ...], seed: int) -> tuple[Any, Any]:
+    """The same first parameters for every probe, and AdamW's moments."""
+    one = model.init(jax.random.key(seed), jnp.zeros((1, *shape)))["params"]
+    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), one)
+    return params, jax.vmap(optax.scale_by_adam().init)(params)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -96,7 +96,7 @@ def of_method(
             "tokens": tokens,
         }
 
-    digest = _sum([VERSION, "method", described, pooling, digest_of((params, state))])
+    digest = digest_of_words([VERSION, "method", described, pooling, digest_of((params, state))])
     return Encoder(name, digest, (params, state), apply)
 
 
@@ -117,7 +117,7 @@ def of_pixels(size: int, *, grey: bool, name: str = "pixels") -> Encoder:
             rgb = jax.image.resize(rgb, (batch, frames, size, size, 3), "linear")
         return {"pooled": (rgb[..., :1] if grey else rgb).reshape(batch, -1)}
 
-    return Encoder(name, _sum([VERSION, "pixels", size, grey]), {}, apply, exempt=True)
+    return Encoder(name, digest_of_words([VERSION, "pixels", size, grey]), {}, apply, exempt=True)
 
 
 def digest_of(tree: Any) -> str:
@@ -129,6 +129,11 @@ def digest_of(tree: Any) -> str:
         found.update(f"{path_name(path)} {host.dtype} {host.shape}".encode())
         found.update(np.ascontiguousarray(host).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
+
+
+def seen(data: DataConfig) -> dict[str, Any]:
+    """What of a section `data` decides the pixels that evaluation shows of a clip."""
+    return {key: getattr(data, key) for key in _SEEN}
 
 
 class FeatureStore:
@@ -201,10 +206,9 @@ class FeatureStore:
     def _path(
         self, encoder: Encoder, data: DataConfig, view: EvalSet, numbers: np.ndarray, kind: str
     ) -> Path:
-        seen = {key: getattr(data, key) for key in _SEEN}
         records = hashlib.blake2b(np.asarray(numbers, "<i8").tobytes(), digest_size=8).hexdigest()
-        said = [VERSION, encoder.digest, seen, view.dataset.split.digest, records, kind]
-        return self._directory / f"{kind}-{_sum([*said, self._type(kind)])}"
+        said = [VERSION, encoder.digest, seen(data), view.dataset.split.digest, records, kind]
+        return self._directory / f"{kind}-{digest_of_words([*said, self._type(kind)])}"
 
     def _type(self, kind: str) -> str:
         return self._storage if kind == "tokens" else "float32"
@@ -356,7 +360,8 @@ def _wait(why: str) -> None:
         multihost_utils.sync_global_devices(why)
 
 
-def _sum(said: Any) -> str:
+def digest_of_words(said: Any) -> str:
+    """Returns a digest of what JSON can say."""
     text = json.dumps(said, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 

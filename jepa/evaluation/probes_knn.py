@@ -42,19 +42,20 @@ def predict(
       temperature: of the votes.
     """
     rows = max(1, min(1024, _MOST // len(train), len(test)))
-    places = _unit(jnp.asarray(train, jnp.float32))
-    of_class = jnp.asarray(labels, jnp.int32)
+    places = np.asarray(train, np.float32)
+    places = jax.device_put(places / np.maximum(np.linalg.norm(places, axis=1), 1e-12)[:, None])
+    of_class = jax.device_put(np.asarray(labels, np.int32))
     found = []
     for start in range(0, len(test), rows):
         part = np.asarray(test[start : start + rows], np.float32)
         padded = np.pad(part, ((0, rows - len(part)), (0, 0)))
-        votes = _votes(padded, places, of_class, temperature, k=min(k, len(train)), classes=classes)
-        found.append(np.asarray(jnp.argmax(votes, axis=1))[: len(part)])
+        said = _vote(padded, places, of_class, temperature, k=min(k, len(train)), classes=classes)
+        found.append(np.asarray(said)[: len(part)])
     return np.concatenate(found)
 
 
 @partial(jax.jit, static_argnames=("k", "classes"))
-def _votes(
+def _vote(
     test: jax.Array,
     train: jax.Array,
     labels: jax.Array,
@@ -63,13 +64,12 @@ def _votes(
     k: int,
     classes: int,
 ) -> jax.Array:
-    """Votes `[rows, C]`, as shares of the nearest neighbour's."""
-    similarities = jnp.matmul(_unit(test), train.T, precision="highest")
+    """The class int `[rows]` of test clips, from training clips of length 1."""
+    length = jnp.linalg.norm(test, axis=-1, keepdims=True)
+    unit = test / jnp.maximum(length, 1e-12)
+    similarities = jnp.matmul(unit, train.T, precision="highest")
     # Of equal values `top_k` puts the lower index first.
     nearest, index = jax.lax.top_k(similarities, k)
     weights = jnp.exp((nearest - nearest[:, :1]) / temperature)
-    return jnp.einsum("mk,mkc->mc", weights, jax.nn.one_hot(labels[index], classes))
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    votes = jnp.einsum("mk,mkc->mc", weights, jax.nn.one_hot(labels[index], classes))
+    return jnp.argmax(votes, axis=1)

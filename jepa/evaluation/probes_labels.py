@@ -25,6 +25,7 @@ class Labelled:
       classes: names of the C classes.
       train, test: int32 `[n]`, the class of each record of the split; -1 for one of none.
       groups: `[n]` of the test split: clips that differ in one thing only share a number.
+      digest: of the two splits.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Labelled:
     train: np.ndarray
     test: np.ndarray
     groups: np.ndarray
+    digest: str
 
 
 def read(
@@ -55,9 +57,12 @@ def read(
             "the labels it has seen measures its memory: name another split"
         )
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
-    classes, groups = {}, np.zeros(0, np.int64)
+    # A cache of clips would decode a whole split, and no clip is looked at here.
+    data = dataclasses.replace(data, streams=("video",), cache="none")
+    classes, groups, digest = {}, np.zeros(0, np.int64), ""
     for side, split, most in (("train", train, None), ("test", test, limit)):
-        view = EvalSet(dataclasses.replace(data, streams=("video",)), split, most)
+        view = EvalSet(data, split, most)
+        digest += f"{view.dataset.split.digest} "
         known = getattr(view.dataset.split, "class_ids", None)
         records = view.records if known is None else []
         numbers = np.arange(len(view))
@@ -75,7 +80,7 @@ def read(
             marks = [record.group or record.key for record in records]
             groups = np.unique(marks, return_inverse=True)[1] if marks else numbers
     return {
-        name: Labelled(name, classes[name], sides["train"], sides["test"], groups)
+        name: Labelled(name, classes[name], sides["train"], sides["test"], groups, digest)
         for name, sides in found.items()
     }
 

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of the largest; below it is rounding of float32.
-_CONSTANT = 1e-6
+# Deviations below these, of a feature's own mean and of the largest one, are float32's rounding.
+_OF_MEAN, _OF_LARGEST = 1e-6, 1e-9
 _NULL = 1e-7
 
 
@@ -50,7 +50,7 @@ class Linear:
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Returns `[G, M, C]` of features `[M, F]`."""
         x = (np.asarray(features, np.float32) - self.mean) * self.scale
-        return np.asarray(jnp.einsum("mf,gfc->gmc", x, self.weights)) + self.bias[:, None]
+        return np.matmul(x, self.weights) + self.bias[:, None]
 
 
 def fit(
@@ -60,7 +60,7 @@ def fit(
     classes: int,
     l2: Sequence[float],
     iterations: int = 500,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-9,
 ) -> Linear:
     """Fits one classifier for each penalty.
 
@@ -74,22 +74,20 @@ def fit(
     """
     x = np.asarray(features, np.float32)
     mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
-    scale = np.where(deviation > _CONSTANT * deviation.max(initial=0), 1, 0) / np.where(
-        deviation > 0, deviation, 1
-    )
+    moves = deviation > np.maximum(_OF_MEAN * np.abs(mean), _OF_LARGEST * deviation.max(initial=0))
+    scale = np.where(moves, 1 / np.where(moves, deviation, 1), 0)
     mean, scale = mean.astype(np.float32), scale.astype(np.float32)
     x = (x - mean) * scale
     basis = _components(x)
-    z = jnp.matmul(x, basis, precision="highest")
     weights, bias, gap, steps = _solve(
-        z,
-        jax.nn.one_hot(jnp.asarray(labels), classes),
-        jnp.asarray(l2, jnp.float32),
+        x @ basis,
+        np.eye(classes, dtype=np.float32)[np.asarray(labels)],
+        np.asarray(l2, np.float32),
         iterations,
         tolerance,
     )
-    full = jnp.einsum("fr,grc->gfc", basis, weights, precision="highest")
-    return Linear(mean, scale, np.asarray(full), np.asarray(bias), np.asarray(gap), int(steps))
+    full = np.matmul(basis, np.asarray(weights))
+    return Linear(mean, scale, full, np.asarray(bias), np.asarray(gap), int(steps))
 
 
 def select(logits: np.ndarray, labels: np.ndarray) -> int:
@@ -113,10 +111,8 @@ def select(logits: np.ndarray, labels: np.ndarray) -> int:
 def _components(x: np.ndarray) -> np.ndarray:
     """Orthonormal columns `[F, R]` that span the rows of `x` `[N, F]`: its principal directions."""
     wide = x.shape[1] > x.shape[0]
-    matrix = jnp.asarray(x)
-    left, right = (matrix, matrix.T) if wide else (matrix.T, matrix)
-    gram = jnp.matmul(left, right, precision="highest")
-    values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
+    gram = x @ x.T if wide else x.T @ x
+    values, vectors = np.linalg.eigh(gram.astype(np.float64))
     kept = values > _NULL * max(values[-1], 1e-30)
     if not kept.any():
         kept[-1] = True

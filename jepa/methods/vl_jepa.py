@@ -290,8 +290,17 @@ class VLJEPA:
         )
 
     def embed(self, params: Params, state: Params, batch: Batch) -> Outputs:
-        """Returns unit vectors: `prediction` if there is a video, `target` if there is a text."""
+        """Returns unit vectors: `prediction` if there is a video, `target` if there is a text.
+
+        A video without a query gives the X-encoder's `tokens["video"]` `[B, N, D]` and their mean,
+        `pooled["video"]`, as they are.
+        """
         del state
+        if "video" in batch and "query" not in batch:
+            tokens = self.visual_tokens(params, batch["video"])
+            wide = jnp.promote_types(tokens.dtype, jnp.float32)
+            mean = jnp.mean(tokens, axis=1, dtype=wide)
+            return Outputs(tokens={"video": tokens}, pooled={"video": mean})
         pooled = {}
         if "tokens" in batch:
             pooled["prediction"] = self.predict(params, batch["tokens"], batch["query"])
