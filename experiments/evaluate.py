@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, train
-from experiments.restoring import find_step, restore
+from experiments.restoring import CHECKPOINT, find_step, of_phase, restore
 from jepa import methods
 from jepa.data import sources, storage
 from jepa.data.config import DataConfig
@@ -33,10 +33,9 @@ from jepa.evaluation.suite import Evaluator
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
-from jepa.training import metrics, optimizer, workdir
+from jepa.training import metrics, optimizer, phases, workdir
 
 # --config, --workdir, --devices and the like are those of training.
-CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "`latest`, `best` or a step.")
 PICTURE = flags.DEFINE_string("picture", None, "Also write a picture of the result (PNG).")
 BASELINES = flags.DEFINE_multi_string(
     "baseline", [], "NAME=WORKDIR of an evaluated baseline; by default WORKDIR/baselines/NAME."
@@ -76,9 +75,10 @@ def main(
     wanted = find_step(directory, checkpoint, config)
     mesh = meshes.make_mesh(config.mesh)
     train.distrust_cache(mesh)
-    method = methods.from_config(config)
-    configs.check_run(config, method, mesh.size)
-    evaluator = Evaluator(method, config.data, config.evaluation, mesh)
+    here = of_phase(config, directory, wanted)
+    method = methods.from_config(here)
+    configs.check_run(here, method, mesh.size)
+    evaluator = Evaluator(method, here.data, config.evaluation, mesh)
     captions = evaluator.hard_captions()
     others = _open_baselines(directory, compared, captions)
     restored = restore(config, directory, wanted, method, mesh)
@@ -90,7 +90,7 @@ def main(
     identities = {other: baseline.identity for other, baseline in others.items()}
     numbers: dict[str, Any] = {
         "version": results.VERSION,
-        "identity": results.identity(plain, step, _data_directory(config), identities),
+        "identity": results.identity(plain, step, _data_directory(here), identities),
         "config": name or "unnamed",
         "method": config.method,
         "frame_control": evaluator.source.frame_control,
@@ -98,7 +98,7 @@ def main(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": meshes.describe(mesh),
         "parameters": _parameters(method, state.params),
-        "training": results.training(rows, config.train.global_batch),
+        "training": results.training(rows, _batch_at(config)),
         "wall_seconds": round(time.perf_counter() - begin, 1),
         **found.numbers,
     }
@@ -153,6 +153,12 @@ def _tell(material: report.Material, path: Path) -> None:
     for key in headline.unmeasured(material.numbers, material.bars):
         print(f"not measured, so not compared with its bar: {key}")
     print(f"numbers: {path}", flush=True)
+
+
+def _batch_at(config: ConfigDict) -> Callable[[int], int]:
+    """Returns what gives the clips of a step, which differ from phase to phase."""
+    plan = phases.plan(config)
+    return lambda step: int(phases.at(plan, step).config.train.global_batch)
 
 
 def _data_directory(config: ConfigDict) -> str | None:

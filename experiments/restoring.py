@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import jax
+from absl import flags
 from ml_collections import ConfigDict
 
-from jepa.data import loader
-from jepa.data.config import DataConfig
+from experiments import train
+from jepa import methods
 from jepa.errors import UserError
 from jepa.methods.base import Method
-from jepa.training import checkpoints, loop
+from jepa.training import checkpoints, loop, phases
+from jepa.training.prepare import prepare, shapes_at
 from jepa.training.state import Initializer
-from jepa.training.step import global_spec
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "`latest`, `best` or a step.")
 
 
 def find_step(directory: str | Path, wanted: str, config: ConfigDict) -> int | None:
@@ -58,27 +62,50 @@ def find_step(directory: str | Path, wanted: str, config: ConfigDict) -> int | N
     return int(wanted)
 
 
+def of_phase(config: ConfigDict, directory: str | Path, step: int | None) -> ConfigDict:
+    """Returns the config of the phase that a checkpoint is of; `config` where it has no phases.
+
+    Args:
+      config: of the run, resolved.
+      directory: the workdir.
+      step: of the checkpoint; None for the latest.
+    """
+    plan = phases.plan(config)
+    if len(plan) == 1:
+        return plan[0].config
+    return phases.at(plan, _latest(directory) if step is None else step).config
+
+
+def _latest(directory: str | Path) -> int:
+    opened = checkpoints.Checkpoints(Path(directory) / "checkpoints", writable=False)
+    with contextlib.closing(opened):
+        return max(opened.steps(), default=0)
+
+
 def initializer(config: ConfigDict, method: Method, mesh: jax.sharding.Mesh) -> Initializer:
     """Returns what makes the state of step 0, and knows the shapes of every other; reads no data.
 
     Args:
-      config: resolved.
+      config: resolved, of the run or of a phase.
       method: of the config.
       mesh: where the state is to lie.
     """
-    # The shapes of the parameters follow from those of a batch.
-    data = dataclasses.replace(
-        DataConfig.parse(config.data), cache="none", workers=0, text_features=None
-    )
-    batches = loader.make_train_loader(
-        data, global_batch=config.train.global_batch, seed=config.seed
-    )
-    spec = global_spec(batches.element_spec, 1)
-    batches.close()
-    step_program = loop.make_step(config, method)
-    return Initializer(
-        method, step_program.optimizer, mesh, spec, seed=config.seed, dtype=config.dtype
-    )
+    spec = train.batch_spec(config)
+    made = loop.make_step(config, method).optimizer
+    return Initializer(method, made, mesh, spec, seed=config.seed, dtype=config.dtype)
+
+
+class _Outline:
+    """What the shapes of a run's states follow from."""
+
+    def __init__(self, method: Method):
+        self._method = method
+
+    def method(self, phase: phases.Phase) -> Method:
+        return methods.from_config(phase.config) if phase.name else self._method
+
+    def batch_spec(self, phase: phases.Phase, method: Method) -> Any:
+        return train.batch_spec(phase.config)
 
 
 def restore(
@@ -88,10 +115,28 @@ def restore(
     method: Method,
     mesh: jax.sharding.Mesh,
 ) -> checkpoints.Restored:
-    """Returns a checkpoint, laid out on `mesh`; None as `step` is the latest that can be read.
+    """Returns a checkpoint, laid out on `mesh`.
+
+    Args:
+      config: of the run, resolved.
+      directory: the workdir.
+      step: which one; None for the latest that can be read.
+      method: of the config that `of_phase` gives.
+      mesh: where the state is to lie.
 
     Raises:
-      UserError: it is damaged.
+      UserError: it is damaged, or the latest that can be read is of another phase than the latest.
     """
-    shapes = initializer(config, method, mesh).shapes
-    return checkpoints.restore(Path(directory) / "checkpoints", step, shapes)
+    made = prepare(config, _Outline(method), mesh)
+    plan = [each.phase for each in made]
+    wanted = _latest(directory) if step is None else step
+    restored = checkpoints.restore(
+        Path(directory) / "checkpoints", step, lambda at: shapes_at(made, at)
+    )
+    phase = phases.at(plan, restored.step)
+    if phase is not phases.at(plan, wanted):
+        raise UserError(
+            f"Checkpoint {wanted} in {directory} is damaged, and {restored.step} before it is of "
+            f"the phase {phase.name!r}; say --checkpoint={restored.step} to take it."
+        )
+    return restored

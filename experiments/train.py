@@ -4,14 +4,18 @@
         [--config.optimizer.learning_rate=3e-4] [--devices=2]
 
 Run again with the same workdir, it goes on from the latest checkpoint; SIGTERM saves and exits 0.
+A config may list phases, which one command runs through; see docs/training.md.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -28,7 +32,8 @@ from jepa.evaluation import suite
 from jepa.methods import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
-from jepa.training import features, loop, workdir
+from jepa.training import features, loop, phases, workdir
+from jepa.training.step import global_spec
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -104,20 +109,73 @@ def distrust_cache(mesh: jax.sharding.Mesh) -> None:
 
 
 def check_data(config: ConfigDict) -> None:
-    """Raises UserError for an unknown key of `data` or a dataset that is not there."""
-    for path, _ in data_configs.DataConfig.parse(config.data).sources:
-        if sources.is_dataset(path):
-            dataset.Dataset.open(path)
+    """Raises UserError for an unknown key of `data`, or a dataset that is not there."""
+    for phase in phases.plan(config):
+        with phases.naming(phase.name):
+            for path, _ in data_configs.DataConfig.parse(phase.config.data).sources:
+                if sources.is_dataset(path):
+                    dataset.Dataset.open(path)
 
 
-def make_evaluators(
-    config: ConfigDict, method: Method, mesh: jax.sharding.Mesh
-) -> dict[str, loop.Evaluator]:
-    """Returns the quick evaluation as a callback, where `train.eval_every` asks for one."""
-    if not config.train.eval_every:
-        return {}
-    evaluator = suite.Evaluator(method, config.data, config.evaluation, mesh)
-    return {"evaluation": lambda state: evaluator.quick(state.params, state.method_state)}
+def batch_spec(config: ConfigDict) -> Any:
+    """Returns a tree of ShapeDtypeStruct of a global batch, for shapes of parameters to follow.
+
+    No data is read for that. Where texts will come as cached features, they are token ids here.
+    """
+    data = dataclasses.replace(
+        data_configs.DataConfig.parse(config.data), cache="none", workers=0, text_features=None
+    )
+    batches = loader.make_train_loader(
+        data, global_batch=config.train.global_batch, seed=config.seed
+    )
+    with contextlib.closing(batches):
+        return global_spec(batches.element_spec, 1)
+
+
+class Parts:
+    """What the phases of a run are made of; see `jepa.training.parts.Parts`."""
+
+    def __init__(self, mesh: jax.sharding.Mesh):
+        """Notes where the run trains; makes nothing."""
+        self._mesh = mesh
+        self._process, self._processes = meshes.batch_slice(mesh)
+        self._only: loop.TrainLoader | None = None
+
+    def method(self, phase: phases.Phase) -> Method:
+        """Returns the method of the phase's config."""
+        return methods.from_config(phase.config)
+
+    def batch_spec(self, phase: phases.Phase, method: Method) -> Any:
+        """Returns the spec of a global batch; the loader of an only phase is opened once."""
+        if phase.name:
+            return batch_spec(phase.config)
+        self._only = self._open(phase, method)
+        return global_spec(self._only.element_spec, self._processes)
+
+    def loader(self, phase: phases.Phase, method: Method) -> loop.TrainLoader:
+        """Returns the loader, at its beginning."""
+        return self._open(phase, method) if self._only is None else self._only
+
+    def _open(self, phase: phases.Phase, method: Method) -> loop.TrainLoader:
+        batches = loader.make_train_loader(
+            features.cache_text_features(phase.config.data, method),
+            global_batch=phase.config.train.global_batch,
+            seed=phase.data_seed,
+            process_index=self._process,
+            process_count=self._processes,
+        )
+        check_vocabulary = getattr(method, "check_vocabulary", None)
+        if check_vocabulary is not None:
+            check_vocabulary(batches.vocabulary)
+        return batches
+
+    def evaluators(self, phase: phases.Phase, method: Method) -> dict[str, loop.Evaluator]:
+        """Returns the quick evaluation as a callback, where `train.eval_every` asks for one."""
+        config = phase.config
+        if not config.train.eval_every:
+            return {}
+        evaluator = suite.Evaluator(method, config.data, config.evaluation, self._mesh)
+        return {"evaluation": lambda state: evaluator.quick(state.params, state.method_state)}
 
 
 def main(
@@ -145,27 +203,7 @@ def main(
     setup(config, devices=devices)
     mesh = meshes.make_mesh(config.mesh)
     distrust_cache(mesh)
-    method = methods.from_config(config)
-    configs.check_run(config, method, mesh.size)
-    process_index, process_count = meshes.batch_slice(mesh)
-    batches = loader.make_train_loader(
-        features.cache_text_features(config.data, method),
-        global_batch=config.train.global_batch,
-        seed=config.seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    check_vocabulary = getattr(method, "check_vocabulary", None)
-    if check_vocabulary is not None:
-        check_vocabulary(batches.vocabulary)
-    return loop.train(
-        config,
-        directory,
-        method=method,
-        loader=batches,
-        mesh=mesh,
-        evaluators=make_evaluators(config, method, mesh),
-    )
+    return loop.train_phases(config, directory, parts=Parts(mesh), mesh=mesh)
 
 
 def from_flags() -> tuple[ConfigDict, str]:

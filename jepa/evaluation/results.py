@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +71,22 @@ def history(workdir: str | Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["step"])
 
 
-def training(rows: Sequence[Mapping[str, Any]], global_batch: int) -> dict[str, Any]:
+def training(rows: Sequence[Mapping[str, Any]], batch_at: Callable[[int], int]) -> dict[str, Any]:
     """Returns what the log says of the training: steps, clips, seconds in steps, mean throughput.
 
     Args:
       rows: of `history`.
-      global_batch: clips a step.
+      batch_at: clips of a step, by its number.
     """
     timed = [row for row in rows if row.get("clips_per_second")]
-    seconds, before = 0.0, 0
+    seconds, clips, before = 0.0, 0, 0
     for row in timed:
-        seconds += (row["step"] - before) * global_batch / row["clips_per_second"]
-        before = row["step"]
+        # A phase logs its last step, so that these are all of one batch size.
+        since = (row["step"] - before) * batch_at(row["step"])
+        seconds += since / row["clips_per_second"]
+        clips, before = clips + since, row["step"]
     if not timed:
         return {}
-    clips = before * global_batch
     return {
         "steps": before,
         "clips": clips,

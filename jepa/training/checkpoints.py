@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ _NOISE = ("_SignalingThread.run() raised", "Requested `tracked_metric`; did not 
 logging.getLogger("absl").addFilter(
     lambda record: not any(words in record.getMessage() for words in _NOISE)
 )
+# Those of a run's states; they differ from phase to phase, and a step says which phase it is of.
+Shapes = TrainState | Callable[[int], TrainState]
 _MANY = 256  # more checkpoints than are ever looked at to find one that can be read
 
 
@@ -179,7 +181,7 @@ class Checkpoints:
         with disk.room_for(self.directory):
             self._manager.close()
 
-    def restore_latest(self, shapes: TrainState, *, set_aside: bool = True) -> Restored | None:
+    def restore_latest(self, shapes: Shapes, *, set_aside: bool = True) -> Restored | None:
         """Returns the latest checkpoint that can be read, or None where there is none at all.
 
         Damaged ones are named in a warning and, if `set_aside`, moved to `DIRECTORY/../damaged`
@@ -187,7 +189,8 @@ class Checkpoints:
         read counts as damaged.
 
         Args:
-          shapes: tree of ShapeDtypeStruct with shardings (`Initializer.shapes`).
+          shapes: tree of ShapeDtypeStruct with shardings (`Initializer.shapes`), or what gives it
+            for a step.
           set_aside: whether to move damaged ones out of the way; a reader must not.
 
         Raises:
@@ -195,7 +198,7 @@ class Checkpoints:
         """
         damaged: list[int] = []
         for step in reversed(_of_first_process(self.steps())):
-            restored, why = self._try(step, shapes)
+            restored, why = self._try(step, _shapes_at(shapes, step))
             if restored is None:
                 log.warning("checkpoint %d in %s is damaged (%s)", step, self.directory, why)
                 damaged.append(step)
@@ -249,13 +252,13 @@ class Checkpoints:
         self._manager.reload()
 
 
-def restore(directory: str | Path, step: int | None, shapes: TrainState) -> Restored:
+def restore(directory: str | Path, step: int | None, shapes: Shapes) -> Restored:
     """Returns one checkpoint to a reader; changes nothing in the directory.
 
     Args:
       directory: where checkpoints lie.
       step: which one; None for the latest that can be read, with a warning about later ones.
-      shapes: tree of ShapeDtypeStruct with shardings.
+      shapes: tree of ShapeDtypeStruct with shardings, or what gives it for a step.
 
     Raises:
       UserError: where there is none, or it cannot be read.
@@ -265,7 +268,7 @@ def restore(directory: str | Path, step: int | None, shapes: TrainState) -> Rest
         if step is None:
             restored, why = checkpoints.restore_latest(shapes, set_aside=False), ""
         else:
-            restored, why = checkpoints._try(step, shapes)
+            restored, why = checkpoints._try(step, _shapes_at(shapes, step))
     finally:
         checkpoints.close()
     if restored is not None:
@@ -275,6 +278,10 @@ def restore(directory: str | Path, step: int | None, shapes: TrainState) -> Rest
     raise UserError(
         f"Checkpoint {step} in {directory} is damaged ({why}); take another one, or train again."
     )
+
+
+def _shapes_at(shapes: Shapes, step: int) -> TrainState:
+    return shapes if isinstance(shapes, TrainState) else shapes(step)
 
 
 def _of_first_process(steps: list[int]) -> list[int]:

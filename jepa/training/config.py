@@ -15,8 +15,8 @@ from jepa.errors import UserError, check_known
 from jepa.parallel.mesh import AXES
 from jepa.training import schedules
 
-SECTIONS = ("mesh", "data", "model", "loss", "optimizer", "ema", "train", "evaluation")
-KEYS = ("seed", "method", "dtype", *SECTIONS)
+SECTIONS = ("mesh", "data", "model", "loss", "optimizer", "ema", "train", "evaluation", "probe")
+KEYS = ("seed", "method", "dtype", *SECTIONS, "phases")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -32,9 +32,13 @@ def default_optimizer_config() -> ConfigDict:
       name: `adamw`, `muon` (arXiv 2502.16982), `lion` or `sgd` (with momentum `b1`).
       learning_rate: the peak of the schedule.
       schedule: `constant`, `cosine`, `linear` or `wsd`; see `jepa.training.schedules`.
-      warmup_steps, decay_steps, final_factor: its durations in steps and its last value over the
-        peak; `decay_steps=None` follows from `train.steps`.
+      warmup_steps, decay_steps: its durations; `decay_steps=None` follows from `train.steps`.
+      start_factor, final_factor: what the warm-up starts from and what the decay ends at, over the
+        peak.
+      schedule_scale: the schedules of this section are computed for so many times `train.steps` and
+        cut at `train.steps`; the published `ipe_scale`.
       weight_decay: decoupled, times the learning rate; vectors and scalars are never decayed.
+      final_weight_decay: where a half cosine takes it by the end; None: it stays.
       no_decay: patterns (full match on the path) of what is not decayed either: biases, gains,
         norms, temperatures, also where a scanned stack makes matrices of them.
       b1, b2, eps: of the moments.
@@ -43,6 +47,7 @@ def default_optimizer_config() -> ConfigDict:
         orthogonal, axes not named being a stack of matrices; everything else gets Adam with
         Nesterov momentum (`b1`, `b2`).
       clip_norm: largest global gradient norm; None for no clipping.
+      clip_from: steps before the first one that is clipped; V-JEPA leaves the warm-up unclipped.
     """
     return ConfigDict(
         {
@@ -51,8 +56,11 @@ def default_optimizer_config() -> ConfigDict:
             "schedule": "cosine",
             "warmup_steps": 0,
             "decay_steps": config_dict.placeholder(int),
+            "start_factor": 0.0,
             "final_factor": 0.0,
+            "schedule_scale": 1.0,
             "weight_decay": 0.05,
+            "final_weight_decay": config_dict.placeholder(float),
             "no_decay": (
                 r"(.*/)?(bias|scale|gain)",
                 r"(.*/)?[^/]*[Nn]orm[^/]*(/.*)?",
@@ -69,6 +77,7 @@ def default_optimizer_config() -> ConfigDict:
                 (r".*blocks/mlp/\w+/kernel", (1,), (2,)),
             ),
             "clip_norm": 1.0,
+            "clip_from": 0,
         }
     )
 
@@ -80,6 +89,7 @@ def default_ema_config() -> ConfigDict:
       momentum, final_momentum: of the average, at the first step and after `steps`.
       schedule: `linear`, `cosine` or `constant`, from one to the other.
       steps: length of the rise; None for `train.steps`.
+      schedule_scale: the rise takes so many times that, and is cut at `train.steps`.
     """
     return ConfigDict(
         {
@@ -87,6 +97,7 @@ def default_ema_config() -> ConfigDict:
             "final_momentum": 1.0,
             "schedule": "linear",
             "steps": config_dict.placeholder(int),
+            "schedule_scale": 1.0,
         }
     )
 
@@ -95,7 +106,7 @@ def default_train_config() -> ConfigDict:
     """Returns the section `train`.
 
     Keys:
-      steps: length of the run.
+      steps: length of the run; with phases, the sum of theirs.
       global_batch: examples a step, over all devices.
       accumulate: micro-batches a step, whose losses and gradients are averaged; a loss that
         compares examples then sees those of its own micro-batch only.
@@ -104,6 +115,9 @@ def default_train_config() -> ConfigDict:
         of a run do not count); see `jepa.training.gradients.cached`.
       log_every, save_every, eval_every: in steps; the last step logs, saves and evaluates too.
         `save_every=0` saves at the last step only, `eval_every=0` never evaluates.
+      health_every: steps between measurements of the representations (effective rank and the like)
+        and the verdict on whether they collapse; 0 for none. See `jepa.training.health`, also for
+        the cost, and docs/collapse.md.
       keep_last: checkpoints to keep; with one only, there is none to fall back to when it is
         damaged.
       keep_best_metric, keep_best_mode: also keep the best checkpoint by this evaluation metric
@@ -122,6 +136,7 @@ def default_train_config() -> ConfigDict:
             "log_every": 50,
             "eval_every": 0,
             "save_every": 500,
+            "health_every": 100,
             "keep_last": 2,
             "keep_best_metric": config_dict.placeholder(str),
             "keep_best_mode": "max",
@@ -152,6 +167,7 @@ def _check_type(path: str, value: Any, default: Any, optional: bool) -> None:
 # What stands for the type of a key whose default is None, and what may be None besides.
 _OPTIONAL = {
     "optimizer.decay_steps": 1,
+    "optimizer.final_weight_decay": 1.0,
     "optimizer.clip_norm": 1.0,
     "ema.steps": 1,
     "train.keep_best_metric": "",
@@ -171,6 +187,8 @@ def _fill(section: str, given: Mapping[str, Any], default: ConfigDict) -> dict[s
 def resolve(config: ConfigDict) -> ConfigDict:
     """Returns a copy with training's defaults filled in, its keys, types and values checked.
 
+    What `phases` says is checked by `jepa.training.phases.plan`.
+
     Raises:
       UserError: at the first mistake.
     """
@@ -182,7 +200,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     full.unlock()
     full.seed = config.get("seed", 0)
     full.dtype = config.get("dtype", "float32")
-    for key in ("loss", "evaluation"):
+    phases = config.get("phases")
+    _check_type("phases", phases, (), True)
+    full.phases = tuple(phases or ())
+    for key in ("loss", "evaluation", "probe"):
         if config.get(key) is None:
             full[key] = ConfigDict()
     defaults = {
@@ -207,7 +228,7 @@ def _check_values(config: ConfigDict) -> None:
     train, optimizer = config.train, config.optimizer
     for key in ("steps", "global_batch", "accumulate", "log_every", "keep_last"):
         _at_least(f"train.{key}", train[key], 1)
-    for key in ("eval_every", "save_every"):
+    for key in ("eval_every", "save_every", "health_every"):
         _at_least(f"train.{key}", train[key], 0)
     _at_least("train.max_consecutive_skipped", train.max_consecutive_skipped, 1)
     if train.gradient_cache and train.accumulate == 1:
@@ -236,8 +257,13 @@ def _check_values(config: ConfigDict) -> None:
             raise UserError(
                 f"The config key 'optimizer.{key}' is {optimizer[key]}; make it positive."
             )
-    for key in ("weight_decay", "final_factor"):
+    for key in ("weight_decay", "start_factor", "final_factor", "clip_from"):
         _at_least(f"optimizer.{key}", optimizer[key], 0)
+    if optimizer.final_weight_decay is not None:
+        _at_least("optimizer.final_weight_decay", optimizer.final_weight_decay, 0)
+    _at_least("optimizer.schedule_scale", optimizer.schedule_scale, 1)
+    if config.ema is not None:
+        _at_least("ema.schedule_scale", config.ema.schedule_scale, 1)
     for key in ("b1", "b2"):
         if not 0 <= optimizer[key] < 1:
             raise UserError(
@@ -331,13 +357,20 @@ def check_best(config: ConfigDict, known: Iterable[str]) -> None:
     )
 
 
-def ema_schedule(config: ConfigDict) -> schedules.Schedule | None:
-    """Returns the momentum schedule of a resolved config, or None without target encoder."""
+def ema_schedule(config: ConfigDict, first: int = 0) -> schedules.Schedule | None:
+    """Returns the momentum schedule of a resolved config, or None without target encoder.
+
+    Args:
+      config: of the run, or of a phase.
+      first: step of the run at which the schedule begins.
+    """
     if config.ema is None:
         return None
-    return schedules.momentum(
+    length = config.ema.steps or config.train.steps
+    momentum = schedules.momentum(
         config.ema.schedule,
         start=config.ema.momentum,
         final=config.ema.final_momentum,
-        steps=config.ema.steps or config.train.steps,
+        steps=schedules.stretched(length, config.ema.schedule_scale),
     )
+    return schedules.shifted(momentum, first)

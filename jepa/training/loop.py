@@ -1,7 +1,8 @@
-"""The loop of a run: restore, compile, step, evaluate, save, and only then the next batch.
+"""The loop of a run: restore, then for each phase compile, step, evaluate, save, next batch.
 
-`train` is the whole of it. What it calls is one file each: `state` makes arrays, `step` the
-program, `checkpoints` the saves, `report` the lines.
+`train` and `train_phases` are the whole of it. What they call is one file each: `phases` says what
+a phase is and what crosses a border, `state` makes arrays, `step` the program, `checkpoints` the
+saves, `report` the lines.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -24,40 +25,22 @@ from jepa.errors import UserError
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
-from jepa.training import disk, flops, metrics, optimizer, workdir
+from jepa.training import disk, flops, metrics, phases, workdir
 from jepa.training.checkpoints import Checkpoints
+from jepa.training.health import Health
+from jepa.training.parts import Evaluator, Given, Parts, TrainLoader
+from jepa.training.phases import Phase
+from jepa.training.prepare import Prepared, make_step, prepare, shapes_at
 from jepa.training.profiling import Profiler
 from jepa.training.progress import Clock, Progress
 from jepa.training.report import Reporter
-from jepa.training.state import Initializer, TrainState
-from jepa.training.step import TrainStep, compile_step, global_spec
+from jepa.training.state import TrainState
+from jepa.training.step import compile_step, global_spec
 from jepa.training.stopping import Stop
 
+__all__ = ["Evaluator", "Result", "TrainLoader", "make_step", "train", "train_phases"]
+
 log = logging.getLogger("jepa")
-
-Evaluator = Callable[[TrainState], Mapping[str, float]]
-
-
-class TrainLoader(Protocol):
-    """What training asks of a loader; `jepa.data.loader` makes one.
-
-    Attributes:
-      element_spec: tree of ShapeDtypeStruct of a host-local batch.
-    """
-
-    element_spec: Any
-
-    def __iter__(self) -> Iterator[Any]:
-        """Iterates host-local batches of NumPy arrays, without end."""
-
-    def state(self) -> Mapping[str, Any]:
-        """Returns the position behind the last batch, as JSON."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position."""
-
-    def close(self) -> None:
-        """Ends threads and processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,21 +62,21 @@ class Result:
     goodput: float | None
 
 
-def make_step(config: ConfigDict, method: Method) -> TrainStep:
-    """Returns the pure train step of a resolved config."""
-    return TrainStep(
-        method=method,
-        optimizer=optimizer.make(
-            config.optimizer,
-            steps=config.train.steps,
-            frozen=method.requirements.frozen,
-            groups=method.requirements.learning_rate_groups,
-        ),
-        seed=config.seed,
-        ema=configs.ema_schedule(config),
-        accumulate=config.train.accumulate,
-        gradient_cache=config.train.gradient_cache,
-    )
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the phases of a run share; `total` is its number of steps."""
+
+    config: ConfigDict
+    directory: Path
+    mesh: Mesh
+    total: int
+    stop: Stop
+    clock: Clock
+    progress: Progress
+    checkpoints: Checkpoints
+    writer: metrics.MetricWriter
+    profiler: Profiler
+    peak: flops.Peak
 
 
 def train(
@@ -105,65 +88,80 @@ def train(
     mesh: Mesh,
     evaluators: Mapping[str, Evaluator] | None = None,
 ) -> Result:
-    """Trains until `config.train.steps`, going on from the directory's latest checkpoint.
+    """As `train_phases`, for a config without phases and parts that are there already.
+
+    Args:
+      config: resolved by `jepa.training.config.resolve`.
+      directory: the workdir.
+      method: what to train.
+      loader: of host-local batches, at its beginning; closed at the end.
+      mesh: where to train.
+      evaluators: by name.
+
+    Raises:
+      UserError: as `train_phases`; or the config has phases.
+    """
+    if config.phases:
+        raise UserError("The config has phases, each with a loader of its own; use train_phases.")
+    parts = Given(method, loader, evaluators or {}, mesh)
+    try:
+        return train_phases(config, directory, parts=parts, mesh=mesh)
+    finally:
+        loader.close()
+
+
+def train_phases(config: ConfigDict, directory: str | Path, *, parts: Parts, mesh: Mesh) -> Result:
+    """Trains all phases until `config.train.steps`, going on from the latest checkpoint.
 
     Args:
       config: resolved by `jepa.training.config.resolve`.
       directory: the workdir; config.json, checkpoints/, metrics.jsonl, tensorboard/, profile/.
-      method: what to train.
-      loader: of host-local batches, at its beginning; closed at the end.
+      parts: makes method, loader and evaluators of each phase.
       mesh: where to train.
-      evaluators: by name; their numbers are logged as `name/key`.
 
     Raises:
       UserError: for a config that does not fit, a foreign workdir, a full disk, or too many
         steps that were not finite.
     """
     with Stop() as stop, disk.room_for(directory), contextlib.ExitStack() as held:
-        return _train(config, directory, method, loader, mesh, evaluators or {}, stop, held)
+        return _train(config, Path(directory), parts, mesh, stop, held)
 
 
 def _train(
     config: ConfigDict,
-    directory: str | Path,
-    method: Method,
-    loader: TrainLoader,
+    directory: Path,
+    parts: Parts,
     mesh: Mesh,
-    evaluators: Mapping[str, Evaluator],
     stop: Stop,
     held: contextlib.ExitStack,
 ) -> Result:
-    clock, main = Clock(), jax.process_index() == 0
-    configs.check_run(config, method, mesh.size)
+    clock, main, settings = Clock(), jax.process_index() == 0, config.train
+    made = prepare(config, parts, mesh)
+    evaluators = parts.evaluators(made[0].phase, made[0].method)
     configs.check_best(config, (f"{name}/" for name in evaluators))
     workdir.check(directory, config)
-    steps, settings = config.train.steps, config.train
-    step = make_step(config, method)
-    spec = global_spec(loader.element_spec, meshes.batch_slice(mesh)[1])
-    initializer = Initializer(
-        method, step.optimizer, mesh, spec, seed=config.seed, dtype=config.dtype
-    )
+    total = made[-1].phase.last
     if main:
         held.enter_context(workdir.locked(directory))
         workdir.claim(directory, config)
     checkpoints = Checkpoints(
-        Path(directory) / "checkpoints",
+        directory / "checkpoints",
         keep_last=settings.keep_last,
         keep_best_metric=settings.keep_best_metric,
         keep_best_mode=settings.keep_best_mode,
     )
 
     # Resume from the latest checkpoint, or start from pretrained or fresh parameters.
-    restored = checkpoints.restore_latest(initializer.shapes)
+    restored = checkpoints.restore_latest(lambda step: shapes_at(made, step))
     if restored is not None:
-        state, start = restored.state, restored.step
-        loader.restore(restored.data)
+        state, start, data = restored.state, restored.step, restored.data
+        evaluated = restored.evaluated
     else:
-        state, start = initializer.create(), 0
-    progress = Progress(start=start, steps=steps, main=main)
-    if start >= steps:
-        progress.line(f"finished already: {directory} holds step {start} of {steps}")
-        loader.close()
+        state, start, data, evaluated = made[0].initializer.create(), 0, None, True
+    del restored  # or what the next phases drop would stay on the devices
+    progress = Progress(start=start, steps=total, main=main)
+    if start >= total:
+        progress.line(f"finished already: {directory} holds step {start} of {total}")
         checkpoints.close()
         if main:
             workdir.finish(directory, start)
@@ -171,124 +169,207 @@ def _train(
     if main:
         workdir.forget_after(directory, start)
     progress.line(metrics.overview(state.params) if start == 0 else f"resuming at step {start}")
-
-    # Compile once; from here on a batch of another shape is an error.
-    program = compile_step(step, mesh, initializer.shapes, spec)
-    memory = "" if program.memory is None else f", {program.memory / 2**20:.0f} MiB a device"
-    progress.line(f"mesh {meshes.describe(mesh)}; compiled in {program.seconds:.1f}s{memory}")
     peak = flops.peak(list(mesh.devices.flat))
     progress.line(f"MFU is relative to {peak.label}: {(peak.flops or 0) / 1e12:.2f} TFLOP/s")
-
-    with storing(Path(directory)):
-        writer = metrics.make_writer(directory, start=start, main=main)
-    stream = prefetch(loader, meshes.batch_sharding(mesh))
-    profiler = Profiler(Path(directory) / "profile", settings.profile_steps)
-    if profiler.outside(start, steps):
+    profiler = Profiler(directory / "profile", settings.profile_steps)
+    if profiler.outside(start, total):
         progress.line(
             f"train.profile_steps={tuple(settings.profile_steps)} are none of the steps "
-            f"{start + 1} to {steps} that are left: there will be no profile"
+            f"{start + 1} to {total} that are left: there will be no profile"
         )
-    clock.add("start", clock.wall())
-    reporter = Reporter(
-        writer=writer,
-        progress=progress,
-        clock=clock,
-        start=start,
-        steps=steps,
-        log_every=settings.log_every,
-        global_batch=settings.global_batch,
-        flops=method.flops(spec),
-        peak=peak,
-        max_consecutive_skipped=settings.max_consecutive_skipped,
+    with storing(directory):
+        writer = metrics.make_writer(directory, start=start, main=main)
+    run = _Run(
+        config, directory, mesh, total, stop, clock, progress, checkpoints, writer, profiler, peak
     )
+    clock.add("start", clock.wall())
 
-    def evaluate(done: int) -> dict[str, float]:
-        values = {
-            f"{name}/{key}": float(value)
-            for name, evaluator in evaluators.items()
-            for key, value in evaluator(state).items()
-        }
-        if values:
-            writer.write_scalars(done, values)
-            progress.line(
-                "  ".join(
-                    [f"step {done}/{steps}"]
-                    + [f"{key} {value:.4g}" for key, value in values.items()]
-                )
-            )
-        return values
-
-    def save(done: int, evaluation: Mapping[str, float]) -> None:
-        reporter.check(int(state.skipped_in_a_row), done)
-        writer.flush()
-        checkpoints.save(done, state, stream.state(), workdir.plain(config), evaluation)
-
+    now = phases.at([each.phase for each in made], start).index
+    if now:
+        evaluators = parts.evaluators(made[now].phase, made[now].method)
     evaluation: dict[str, float] = {}
     done, stopping = start, stop.requested(start)
     try:
         with disk.room_for(directory):
             # A run that was told to stop left its last evaluation to us.
-            due = restored and not restored.evaluated and _due(start, settings.eval_every)
-            if due and not stopping:
-                with clock.on("evaluate"):
-                    evaluation = evaluate(start)
-                    replace = checkpoints.is_best(evaluation) and len(checkpoints.steps()) > 1
-                if replace:
+            if data and not evaluated and not stopping and _evaluates(made[now].phase, start):
+                evaluation = _evaluate(run, evaluators, state, start)
+                if checkpoints.is_best(evaluation) and len(checkpoints.steps()) > 1:
                     with clock.on("save"):
-                        save(start, evaluation)
-            while done < steps and not stopping:
-                done += 1
-                profiler.before(done)
-                begin = time.perf_counter()
-                batch = next(stream)
-                waited = time.perf_counter() - begin
-                # Waiting costs nothing while the devices are still at the step before.
-                clock.add("step" if reporter.busy() else "data", waited)
-
-                with clock.on("step"), jax.transfer_guard("disallow"):
-                    state, values = program(state, batch)
-                    reporter.after(done, values)
-                profiler.after(done, values)
-
-                last, stopping = done == steps, stop.requested(done)
-                evaluate_now = _due(done, settings.eval_every) or (last and settings.eval_every > 0)
-                save_now = last or stopping or _due(done, settings.save_every)
-                fresh: dict[str, float] = {}
-                unknown = False
-                if evaluate_now or save_now:
-                    with clock.on("step"):
-                        reporter.flush()
-                if evaluate_now and (last or not stopping):
-                    with clock.on("evaluate"):
-                        fresh = evaluate(done)
-                        evaluation = fresh or evaluation
-                        best = settings.keep_best_metric
-                        unknown = best is not None and best not in fresh
-                        save_now = save_now or unknown or checkpoints.is_best(fresh)
-                if save_now:
-                    with clock.on("save"):
-                        save(done, fresh)
-                if unknown:
-                    configs.check_best(config, fresh)
+                        writer.flush()
+                        plain = workdir.plain(config)
+                        checkpoints.save(start, state, data, plain, evaluation)
+            for index in range(now, len(made)):
+                here = made[index]
+                if stopping or done == here.phase.last:
+                    continue
+                with clock.on("start"):
+                    if done == here.phase.first and index:
+                        state = _cross(progress, state, made[index - 1], here)
+                        evaluators = parts.evaluators(here.phase, here.method)
+                        configs.check_best(config, (f"{name}/" for name in evaluators))
+                    loader = parts.loader(here.phase, here.method)
+                    if data and index == now:
+                        loader.restore(data)
+                state, done, stopping, fresh = _train_phase(
+                    run, here, loader, evaluators, state, done
+                )
+                evaluation = fresh or evaluation
             with clock.on("save"):
                 checkpoints.wait()
                 writer.flush()
-                if main and done == steps:
+                if main and done == total:
                     workdir.finish(directory, done)
     except UserError as error:
         raise UserError(f"{error} {_last_checkpoint(checkpoints)}") from error
     finally:
-        _close(profiler, progress, stream, loader, writer, checkpoints)
+        _close(profiler, progress, writer, checkpoints)
 
-    if done < steps:
+    if done < total:
         saved = "saved, " if done else ""
         progress.line(f"stopped by {stop.signal} at step {done}; {saved}run again to go on")
     progress.line(clock.summary())
-    return Result(state, done, done == steps, evaluation, clock.goodput())
+    return Result(state, done, done == total, evaluation, clock.goodput())
+
+
+def _train_phase(
+    run: _Run,
+    here: Prepared,
+    loader: TrainLoader,
+    evaluators: Mapping[str, Evaluator],
+    state: TrainState,
+    start: int,
+) -> tuple[TrainState, int, bool, dict[str, float]]:
+    """Trains a phase from step `start` to its end; closes the loader.
+
+    Returns the last state, its step, whether the run was told to stop, and the last evaluation.
+    """
+    phase, settings, clock = here.phase, here.phase.config.train, run.clock
+    parts: list[Any] = [loader]
+    try:
+        with clock.on("start"):
+            spec = global_spec(loader.element_spec, meshes.batch_slice(run.mesh)[1])
+            if phase.name:
+                run.progress.line(f"phase {phase.name}: steps {start + 1} to {phase.last}")
+            # Compile once; from here on a batch of another shape is an error.
+            program = compile_step(here.step, run.mesh, here.initializer.shapes, spec)
+            memory = (
+                "" if program.memory is None else f", {program.memory / 2**20:.0f} MiB a device"
+            )
+            run.progress.line(
+                f"mesh {meshes.describe(run.mesh)}; compiled in {program.seconds:.1f}s{memory}"
+            )
+            health = Health.start(
+                here.method,
+                run.mesh,
+                here.initializer.shapes,
+                spec,
+                every=settings.health_every,
+                seed=run.config.seed,
+                accumulate=settings.accumulate,
+                start=start,
+                steps=phase.last,
+                directory=run.directory,
+                writer=run.writer,
+                progress=run.progress,
+            )
+            reporter = Reporter(
+                writer=run.writer,
+                progress=run.progress,
+                clock=clock,
+                start=start,
+                steps=phase.last,
+                total=run.total,
+                phase=phase.name,
+                log_every=settings.log_every,
+                global_batch=settings.global_batch,
+                flops=here.method.flops(spec),
+                peak=run.peak,
+                max_consecutive_skipped=settings.max_consecutive_skipped,
+            )
+            stream = prefetch(loader, meshes.batch_sharding(run.mesh))
+            parts.insert(0, stream)
+
+        evaluation: dict[str, float] = {}
+        done, stopping = start, run.stop.requested(start)
+        while done < phase.last and not stopping:
+            done += 1
+            run.profiler.before(done)
+            begin = time.perf_counter()
+            batch = next(stream)
+            waited = time.perf_counter() - begin
+            # Waiting costs nothing while the devices are still at the step before.
+            clock.add("step" if reporter.busy() else "data", waited)
+
+            with clock.on("step"), jax.transfer_guard("disallow"):
+                state, values = program(state, batch)
+                reporter.after(done, values)
+                health.after(done, state, batch)
+            run.profiler.after(done, values)
+
+            last, stopping = done == phase.last, run.stop.requested(done)
+            evaluate_now = _evaluates(phase, done)
+            save_now = last or stopping or _due(done, settings.save_every)
+            fresh: dict[str, float] = {}
+            unknown = False
+            if evaluate_now or save_now:
+                with clock.on("step"):
+                    reporter.flush()
+                    health.flush()
+            if evaluate_now and (done == run.total or not stopping):
+                fresh = _evaluate(run, evaluators, state, done)
+                evaluation = fresh or evaluation
+                best = settings.keep_best_metric
+                unknown = best is not None and best not in fresh
+                save_now = save_now or unknown or run.checkpoints.is_best(fresh)
+            if save_now:
+                with clock.on("save"):
+                    reporter.check(int(state.skipped_in_a_row), done)
+                    run.writer.flush()
+                    plain = workdir.plain(run.config)
+                    run.checkpoints.save(done, state, stream.state(), plain, fresh)
+            if unknown:
+                configs.check_best(run.config, fresh)
+    finally:
+        _close(*parts)
+    return state, done, stopping, evaluation
+
+
+def _cross(progress: Progress, state: TrainState, before: Prepared, after: Prepared) -> TrainState:
+    """Carries the state into the next phase, and says what did not come along."""
+    state, anew = phases.cross(state, before.step.optimizer, after.initializer)
+    if anew:
+        progress.line(
+            f"phase {after.phase.name}: fresh optimizer moments for {len(anew)} parameters "
+            f"({', '.join(anew[:3])}{', ...' if len(anew) > 3 else ''})"
+        )
+    return state
+
+
+def _evaluate(
+    run: _Run, evaluators: Mapping[str, Evaluator], state: TrainState, done: int
+) -> dict[str, float]:
+    with run.clock.on("evaluate"):
+        values = {
+            f"{name}/{key}": float(value)
+            for name, evaluator in evaluators.items()
+            for key, value in evaluator(state).items()
+        }
+    if values:
+        run.writer.write_scalars(done, values)
+        told = [f"{key} {value:.4g}" for key, value in values.items()]
+        run.progress.line("  ".join([f"step {done}/{run.total}", *told]))
+    return values
 
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
+
+
+def _evaluates(phase: Phase, done: int) -> bool:
+    """Returns whether an evaluation is due after a step: now and then, and where a phase ends."""
+    every = phase.config.train.eval_every
+    return _due(done, every) or (every > 0 and done == phase.last)
 
 
 def _close(*parts: Any) -> None:

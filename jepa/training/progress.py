@@ -89,14 +89,22 @@ class Clock:
         return f"goodput {self.goodput():.1%} of {duration(wall)} ({parts})"
 
 
-def describe(step: int, steps: int, values: Mapping[str, Any]) -> str:
-    """Returns the log line of a step from its numbers (`loss`, `clips_per_second`, ...)."""
-    parts = [f"step {step}/{steps}", f"loss {values['loss']:.5g}"]
+def describe(step: int, steps: int, values: Mapping[str, Any], phase: str = "") -> str:
+    """Returns the log line of a step from its numbers (`loss`, `clips_per_second`, ...).
+
+    Args:
+      step: which.
+      steps: of the whole run.
+      values: the numbers; `eta_seconds` is that of the phase.
+      phase: its name; empty for a run of one.
+    """
+    parts = [f"step {step}/{steps}", *([phase] if phase else []), f"loss {values['loss']:.5g}"]
     parts.append(f"{values['clips_per_second']:.1f} clips/s")
     if "mfu" in values:
         parts.append(f"MFU {values['mfu']:.1%}")
     parts.append(f"data wait {values['data_wait_seconds']:.2f}s")
     if values.get("skipped"):
         parts.append(f"skipped {int(values['skipped'])}")
-    parts.append(f"ETA {duration(values['eta_seconds'])}")
+    end = "end of the phase in" if phase else "ETA"
+    parts.append(f"{end} {duration(values['eta_seconds'])}")
     return "  ".join(parts)

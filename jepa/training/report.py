@@ -13,7 +13,7 @@ from jepa.training import progress as telling
 from jepa.training.flops import Peak
 
 # Of these a line tells the last value; of everything else the mean over the steps since the last.
-LAST = ("learning_rate", "skipped", "skipped_in_a_row")
+LAST = ("learning_rate", "weight_decay", "ema_momentum", "skipped", "skipped_in_a_row")
 
 
 class Reporter:
@@ -32,16 +32,22 @@ class Reporter:
         clock: telling.Clock,
         start: int,
         steps: int,
+        total: int,
+        phase: str,
         log_every: int,
         global_batch: int,
         flops: float,
         peak: Peak,
         max_consecutive_skipped: int,
     ):
-        """Begins a run at step `start`; `flops` are those of one step over all devices."""
+        """Begins at step `start` of a phase that ends at `steps`, of a run that ends at `total`.
+
+        `flops` are those of one step over all devices; `phase` is its name, empty where the run has
+        only one.
+        """
         self._writer, self._progress, self._clock = writer, progress, clock
         self._steps, self._batch, self._flops, self._peak = steps, global_batch, flops, peak
-        self._limit = max_consecutive_skipped
+        self._limit, self._total, self._phase = max_consecutive_skipped, total, phase
         self._held: tuple[int, dict[str, Any]] | None = None
         self._last_step = start
         self._means = writers.Means()
@@ -78,7 +84,8 @@ class Reporter:
         self._held = None
         values = jax.device_get(metrics)
         self._means.add({name: x for name, x in values.items() if name not in LAST})
-        self._log_when_due(step, last={name: float(values[name]) for name in LAST})
+        last = {name: float(values[name]) for name in LAST if name in values}
+        self._log_when_due(step, last=last)
 
     def _log(self, *, step: int, last: dict[str, float]) -> None:
         values = {**self._means.take(), **last}
@@ -93,7 +100,7 @@ class Reporter:
         self._last_step = step
         self._mark()
         self._writer.write_scalars(step, values)
-        self._progress.line(telling.describe(step, self._steps, values))
+        self._progress.line(telling.describe(step, self._total, values, self._phase))
         self.check(int(values["skipped_in_a_row"]), step)
 
     def check(self, skipped_in_a_row: int, step: int) -> None:

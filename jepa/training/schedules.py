@@ -1,8 +1,13 @@
-"""Learning-rate and momentum schedules as plain functions of the step.
+"""Schedules of the learning rate, the weight decay and the EMA momentum as functions of the step.
 
 A schedule maps a zero-based step (Python int or traced int32) to a float32 scalar. Durations are
-in steps. The rate of step `s` is the one its update uses, so warm-up ends with the peak at
-`s = warmup_steps - 1` and no step is spent at rate zero.
+in steps. The value of step `s` is the one its update uses, so warm-up ends with the peak at
+`s = warmup_steps - 1`, what falls or rises after it begins at its start value, and its final value
+is that of `s = steps`, one beyond the last step: no step is spent at rate zero. (The published code
+of V-JEPA counts one step further where the rate falls and the decay rises.)
+
+A schedule can be stretched: computed for `scale * steps` and cut at `steps`, as the published
+configs do with `ipe_scale`. What counts is then where it is cut, not its final value.
 """
 
 from __future__ import annotations
@@ -26,6 +31,18 @@ def _progress(step: Any, start: int, duration: int) -> jax.Array:
     return jnp.clip((step - start) / max(duration, 1), 0.0, 1.0)
 
 
+def stretched(steps: int, scale: float) -> int:
+    """Returns the length of a schedule that is computed for `scale` times the steps."""
+    return round(scale * steps)
+
+
+def shifted(schedule: Schedule, first: int) -> Schedule:
+    """Returns the schedule as it runs from step `first` of a run on."""
+    if not first:
+        return schedule
+    return lambda step: schedule(step - first)
+
+
 def learning_rate(
     name: str,
     *,
@@ -33,6 +50,7 @@ def learning_rate(
     steps: int,
     warmup_steps: int = 0,
     decay_steps: int | None = None,
+    start_factor: float = 0.0,
     final_factor: float = 0.0,
 ) -> Schedule:
     """Returns a learning-rate schedule.
@@ -45,6 +63,7 @@ def learning_rate(
       warmup_steps: length of the linear warm-up.
       decay_steps: length of the decay. None: the rest of the run after the warm-up for `cosine`
         and `linear`, a tenth of the run for `wsd`.
+      start_factor: what the warm-up rises from, over the peak.
       final_factor: the rate after the decay over the peak.
 
     Raises:
@@ -73,7 +92,7 @@ def learning_rate(
 
     def rate(step: Any) -> jax.Array:
         ahead = _progress(jnp.asarray(step, jnp.float32) + 1, 0, warmup_steps)
-        warmup = ahead if warmup_steps else jnp.ones_like(ahead)
+        warmup = start_factor + (1 - start_factor) * ahead if warmup_steps else 1.0
         behind = _progress(step, start, decay_steps)
         if name == "constant":
             decay: Any = 1.0
@@ -84,6 +103,21 @@ def learning_rate(
         return jnp.asarray(peak * warmup * decay, jnp.float32)
 
     return rate
+
+
+def weight_decay(start: float, final: float | None, *, steps: int) -> Schedule:
+    """Returns the weight decay: `start` throughout, or along a half cosine to `final` at `steps`.
+
+    The half cosine from .04 to .4 is I-JEPA's and V-JEPA's.
+    """
+
+    def value(step: Any) -> jax.Array:
+        if final is None:
+            return jnp.asarray(start, jnp.float32)
+        behind = 0.5 * (1 - jnp.cos(jnp.pi * _progress(step, 0, steps)))
+        return jnp.asarray(start + (final - start) * behind, jnp.float32)
+
+    return value
 
 
 def momentum(name: str, *, start: float, final: float, steps: int) -> Schedule:

@@ -65,6 +65,7 @@ class Initializer:
     """Makes the train state of a method on a mesh.
 
     Attributes:
+      optimizer: whose memory is part of it.
       shapes: the state as a tree of ShapeDtypeStruct with shardings; what a checkpoint is
         restored into.
       shardings: the same tree of NamedSharding.
@@ -93,7 +94,7 @@ class Initializer:
         Raises:
           UserError: for a parameter without partition rule, or a pattern without parameter.
         """
-        self._method, self._optimizer, self._mesh = method, optimizer, mesh
+        self._method, self.optimizer, self._mesh = method, optimizer, mesh
         self._batch_spec, self._seed = batch_spec, seed
         self._dtype = parameter_dtype(dtype)
         self._keep_target = method.requirements.ema
@@ -111,12 +112,12 @@ class Initializer:
         return _cast(params, self._dtype), _cast(method_state, self._dtype)
 
     def _complete(self, params: Any, method_state: Any) -> TrainState:
-        trainable, _ = split(params, self._optimizer.frozen)
+        trainable, _ = split(params, self.optimizer.frozen)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             target_params=jax.tree.map(jnp.copy, params) if self._keep_target else None,
-            opt_state=self._optimizer.transform.init(trainable),
+            opt_state=self.optimizer.transform.init(trainable),
             method_state=method_state,
             skipped=jnp.zeros((), jnp.int32),
             skipped_in_a_row=jnp.zeros((), jnp.int32),
@@ -125,7 +126,7 @@ class Initializer:
     def _shardings(self, state: TrainState) -> TrainState:
         replicated = NamedSharding(self._mesh, PartitionSpec())
         of_params = partition.shardings(self._mesh, self._method.partition_table, state.params)
-        trainable, _ = split(of_params, self._optimizer.frozen)
+        trainable, _ = split(of_params, self.optimizer.frozen)
         return TrainState(
             step=replicated,
             params=of_params,

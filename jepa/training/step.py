@@ -63,7 +63,11 @@ class TrainStep:
     gradient_cache: bool = False
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Returns the next state, and scalars: loss, gradient norm, rate, the method's own."""
+        """Returns the next state, and scalars: loss, norms, schedules, the method's own."""
+        scheduled = {
+            "learning_rate": self.optimizer.schedule(state.step),
+            "weight_decay": self.optimizer.weight_decay(state.step),
+        }
         rng = jax.random.fold_in(jax.random.key(self.seed), state.step)
         trainable, frozen = split(state.params, self.optimizer.frozen)
         loss, metrics, method_state, gradients = self._differentiate(
@@ -77,7 +81,8 @@ class TrainStep:
         trainable = _where(finite, optax.apply_updates(trainable, updates), trainable)
         params, target = merge(trainable, frozen), state.target_params
         if self.ema is not None:
-            target = _average(target, params, self.ema(state.step))
+            scheduled["ema_momentum"] = self.ema(state.step)
+            target = _average(target, params, scheduled["ema_momentum"])
         state = TrainState(
             step=state.step + 1,
             params=params,
@@ -92,7 +97,7 @@ class TrainStep:
             "loss": loss,
             "gradient_norm": gradient_norm,
             "update_norm": optax.tree.norm(updates),
-            "learning_rate": self.optimizer.schedule(state.step - 1),
+            **scheduled,
             "skipped": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
         }

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import importlib
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jepa.data.config import default_data_config
 from jepa.data.storage import storing, write_atomically
 from jepa.errors import UserError
+from jepa.training import config as configs
+from jepa.training import phases
 
 log = logging.getLogger("jepa")
 
@@ -21,10 +25,12 @@ log = logging.getLogger("jepa")
 # it runs and how long. Everything else decides the numbers.
 HARMLESS = (
     "evaluation",
+    "probe",
     "mesh",
     "train.log_every",
     "train.eval_every",
     "train.save_every",
+    "train.health_every",
     "train.keep_last",
     "train.keep_best_metric",
     "train.keep_best_mode",
@@ -59,16 +65,83 @@ def _harmless(path: str) -> bool:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns `key (old -> new)` for what may not differ; `train.steps` may only grow."""
-    old_flat, new_flat = _flat(plain(old)), _flat(plain(new))
+    """Returns `key (old -> new)` for what may not differ between a run and its resumption.
+
+    A key that one of the configs lacks has its default, so that a new key of the library makes no
+    run another one. Phase is compared with phase; the last may grow, and others may follow.
+
+    Raises:
+      UserError: a phase that is not well formed.
+    """
+    before, after = (phases.expand(_complete(plain(config))) for config in (old, new))
+    if len(after) < len(before):
+        return [f"phases ({len(before)} -> {len(after)})"]
+    where: dict[str, list[str]] = {}
+    for index, ((_, had), (name, has)) in enumerate(zip(before, after, strict=False)):
+        last = index + 1 == len(before)
+        for text in _of_a_phase(_flat(had), _flat(has), may_grow=last):
+            where.setdefault(text, []).append(name)
+    return [
+        text if len(names) == len(before) else f"{text} in phase {', '.join(map(repr, names))}"
+        for text, names in sorted(where.items())
+    ]
+
+
+def _of_a_phase(old: Mapping[str, Any], new: Mapping[str, Any], *, may_grow: bool) -> list[str]:
     found = []
-    for path in sorted({*old_flat, *new_flat}):
-        before, after = old_flat.get(path, "absent"), new_flat.get(path, "absent")
+    for path in sorted({*old, *new}):
+        before, after = old.get(path, "absent"), new.get(path, "absent")
         if before == after or _harmless(path):
             continue
-        if path == "train.steps" and isinstance(after, int) and after > before:
+        if may_grow and path == "train.steps" and isinstance(after, int) and after > before:
             continue
         found.append(f"{path} ({before!r} -> {after!r})")
+    return found
+
+
+def _complete(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a plain config with today's defaults for the keys that it lacks."""
+    defaults: dict[str, Any] = {
+        "mesh": configs.default_mesh_config(),
+        "optimizer": configs.default_optimizer_config(),
+        "train": configs.default_train_config(),
+        **{section: default() for section, default in _of_method(config.get("method")).items()},
+    }
+    if config.get("ema") is not None:
+        defaults["ema"] = configs.default_ema_config()
+    complete = dict(config)
+    for section, default in defaults.items():
+        complete[section] = _filled(config.get(section) or {}, plain(default))
+    # What is in a key of `data` is a value, not a section with defaults of its own.
+    complete["data"] = {**plain(default_data_config()), **(config.get("data") or {})}
+    return complete
+
+
+def _filled(given: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    filled = {**default, **given}
+    for key, inner in default.items():
+        if isinstance(inner, dict) and isinstance(filled[key], dict):
+            filled[key] = _filled(filled[key], inner)
+    return filled
+
+
+def _of_method(path: Any) -> dict[str, Callable[[], Any]]:
+    """Returns what gives the defaults of the sections `model` and `loss`, where a method says it.
+
+    A method has `default_model` and `default_loss`, or the module that it is in has them.
+    """
+    module_name, _, name = str(path).rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError):
+        return {}  # Making the method is where that becomes an error.
+    places = (getattr(module, name, None), module)
+    found = {}
+    for section in ("model", "loss"):
+        of_section = (getattr(place, f"default_{section}", None) for place in places)
+        default = next((made for made in of_section if made is not None), None)
+        if default is not None:
+            found[section] = default
     return found
 
 

@@ -292,7 +292,7 @@ def test_history_survives_a_torn_line(tmp_path):
     (tmp_path / results.HISTORY).write_text(text + '\n{"step": 20, "lo')
     rows = results.history(tmp_path)
     assert rows == lines
-    assert results.training(rows, 4) == {
+    assert results.training(rows, lambda step: 4) == {
         "steps": 10,
         "clips": 40,
         "seconds": 2.0,
@@ -300,4 +300,4 @@ def test_history_survives_a_torn_line(tmp_path):
         "final_loss": 2.0,
     }
     assert results.history(tmp_path / "nowhere") == []
-    assert results.training([], 4) == {}
+    assert results.training([], lambda step: 4) == {}

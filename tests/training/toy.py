@@ -113,6 +113,25 @@ class Loader:
         self.closed = True
 
 
+class Parts:
+    """The parts of the phases of a toy run; see `jepa.training.parts.Parts`."""
+
+    def __init__(self, loader=Loader, evaluators=None):
+        self._loader, self._evaluators = loader, evaluators or {}
+
+    def method(self, phase):
+        return Toy(phase.config)
+
+    def batch_spec(self, phase, method):
+        return Loader(phase.config.train.global_batch, 0).element_spec
+
+    def loader(self, phase, method):
+        return self._loader(phase.config.train.global_batch, phase.data_seed)
+
+    def evaluators(self, phase, method):
+        return self._evaluators
+
+
 def config(**overrides):
     """Returns a small, complete config; overrides are `section__key=value`."""
     made = ConfigDict(

@@ -1,4 +1,7 @@
-"""Trains the toy in a process of its own: arguments WORKDIR STEPS [SLEEP]."""
+"""Trains the toy in two phases in a process of its own: arguments WORKDIR STEPS [SLEEP].
+
+The second phase begins after 14 steps. It trains what the first one froze, on a larger batch.
+"""
 
 import os
 import sys
@@ -15,6 +18,8 @@ from jepa.training import config as configs
 from jepa.training import loop
 from jepa.training.optimizer import flatten
 from tests.training import toy
+
+FIRST = 14
 
 
 class SlowLoader(toy.Loader):
@@ -37,12 +42,20 @@ def main(workdir, steps, seconds):
             train__steps=int(steps),
             train__save_every=7,
             train__log_every=1,
+            phases=(
+                {"name": "first", "steps": FIRST, "model.frozen": ("encoder/kernel",)},
+                {
+                    "name": "second",
+                    "steps": int(steps) - FIRST,
+                    "train.global_batch": 32,
+                    "optimizer": {"learning_rate": 0.01, "clip_norm": None},
+                },
+            ),
         )
     )
-    loader = SlowLoader(config.train.global_batch, config.seed)
-    loader.seconds = float(seconds)
+    SlowLoader.seconds = float(seconds)
     mesh = meshes.make_mesh(config.mesh, jax.devices()[:2])
-    result = loop.train(config, workdir, method=toy.Toy(config), loader=loader, mesh=mesh)
+    result = loop.train_phases(config, workdir, parts=toy.Parts(SlowLoader), mesh=mesh)
     if result.finished:
         flat = {f"params/{k}": v for k, v in flatten(result.state.params).items()}
         flat |= {f"target/{k}": v for k, v in flatten(result.state.target_params).items()}
