@@ -45,7 +45,7 @@ VIEWS = ("global", "local")
 
 def default_model() -> ConfigDict:
     """The `model` section with its defaults: ViT-S/16 and the paper's views of 224 pixels."""
-    colours = {"jitter": 0.8, "grey": 0.2, "blur": 0.5, "solarise": 0.2}
+    colours: dict[str, Any] = {"jitter": 0.8, "grey": 0.2, "blur": 0.5, "solarise": 0.2}
     of_global = Views(count=2, size=224, scale=(0.3, 1.0), **colours)
     of_local = Views(count=6, size=96, scale=(0.05, 0.3), **colours)
     return ConfigDict(
@@ -206,7 +206,7 @@ class LeJEPA:
         batch, number, *size = views.shape
         images = normalise(views, self.dtype).reshape(batch * number, 1, *size)
         images = partition.constrain(images, "batch", None, None, None, None)
-        tokens = self.encoder.apply({"params": params["encoder"]}, images)
+        tokens: Any = self.encoder.apply({"params": params["encoder"]}, images)
         return jnp.mean(widen(tokens), axis=1).reshape(batch, number, -1)
 
     def _project(
@@ -271,5 +271,7 @@ class LeJEPA:
 
 def _views(section: Mapping[str, Any]) -> Views:
     """Of a config, whose pairs may be lists."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in section.items()
+    }
     return Views(**values)
