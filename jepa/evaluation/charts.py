@@ -13,6 +13,9 @@ from jepa.evaluation.page import Html, tag
 if TYPE_CHECKING:
     from jepa.evaluation.report import Material
 
+# What `jepa.training.health` logs begins with this.
+_HEALTH = "health/"
+
 # CSS names that are easy to see on light and dark cards; other class names take the palette.
 _COLOURS = {
     "red": "#d63a3a",
@@ -243,7 +246,15 @@ def _training(material: Material) -> Html:
     rate = curve("learning_rate", "learning rate")
     if rate:
         figures.append(_lines("Learning rate", [rate], y_label="rate"))
-    keys = sorted({key for line in history for key in line if "/" in key and "median" not in key})
+    figures += _health(history)
+    keys = sorted(
+        {
+            key
+            for line in history
+            for key in line
+            if "/" in key and "median" not in key and not key.startswith(_HEALTH)
+        }
+    )
     during = [found for key in keys if (found := curve(key, key.split("/", 1)[1]))][:8]
     if during and max(len(found[1]) for found in during) > 1:
         figures.append(
@@ -260,6 +271,32 @@ def _training(material: Material) -> Html:
         f"{history[-1]['step']:,} steps, as logged in metrics.jsonl.",
         tag("div", *figures, css="grid-2"),
     )
+
+
+def _health(history: Sequence[Mapping[str, Any]]) -> list[Html]:
+    """Draws what `jepa.training.health` measured over the batch: two of its measures."""
+    figures = []
+    for measure, caption in (
+        ("effective_rank", "Effective rank of the embeddings of a batch"),
+        ("mean_cosine", "Mean cosine of the embeddings of different clips"),
+    ):
+        end = f"/examples/{measure}"
+        keys = sorted(
+            {
+                key
+                for line in history
+                for key in line
+                if key.startswith(_HEALTH) and key.endswith(end)
+            }
+        )
+        series: list[svg.Series] = []
+        for key in keys[:8]:
+            rows = [(line["step"], line[key]) for line in history if line.get(key) is not None]
+            name = key.removeprefix(_HEALTH).removesuffix(end)
+            series.append((name, [x for x, _ in rows], [y for _, y in rows]))
+        if series:
+            figures.append(_lines(caption, series, y_label=measure.replace("_", " ")))
+    return figures
 
 
 def _lines(caption: str, series: Sequence[svg.Series], *, y_label: str, **options: bool) -> Html:
