@@ -72,7 +72,7 @@ def default_probe() -> ConfigDict:
             "knn": {"k": 20, "temperature": 0.07},
             "linear": {
                 "l2": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-                "iterations": 500,
+                "iterations": 300,
             },
             "attentive": {**attentive, "seeds": 1},
             "pixel_size": 32,
@@ -172,6 +172,8 @@ class Suite:
         check(probe)
         self.config = probe
         self._data, self._store, self._mesh, self._dtype = data, store, mesh, dtype
+        # Seeds that train on all labels and choose the same penalty need one fit.
+        self._fitted: dict[tuple[float, bytes], probes_linear.Linear] = {}
         names = tuple(probe.labels) or (data.label,)
         self.labels: Mapping[str, Labelled] = probes_labels.read(
             data,
@@ -214,6 +216,7 @@ class Suite:
             self._check_width(train.shape[1])
         answer: Callable[[np.ndarray, np.ndarray, Fold], Answer] = getattr(self, f"_{probe}")
         folds = self.folds(label, self._seeds(probe))
+        self._fitted.clear()
         answers = [answer(train, test, fold) for fold in folds]
         return self._summary(label, folds, answers, train.shape[1:])
 
@@ -286,6 +289,7 @@ class Suite:
         return said, {"k": min(section.k, len(fold.train))}
 
     def _linear(self, train: np.ndarray, test: np.ndarray, fold: Fold) -> Answer:
+        """Chooses a penalty on the labels held out, and fits all labels with it."""
         section = self.config.linear
         options = {"classes": fold.classes, "iterations": section.iterations}
         tried = probes_linear.fit(
@@ -294,9 +298,12 @@ class Suite:
         logits = tried.logits(train[fold.held])
         best = probes_linear.select(logits, fold.train_ids[fold.held])
         chosen = section.l2[best]
-        final = probes_linear.fit(
-            train[fold.train], fold.train_ids[fold.train], l2=(chosen,), **options
-        )
+        key = chosen, fold.train.tobytes()
+        if key not in self._fitted:
+            self._fitted[key] = probes_linear.fit(
+                train[fold.train], fold.train_ids[fold.train], l2=(chosen,), **options
+            )
+        final = self._fitted[key]
         said = final.logits(test[fold.test])[0].argmax(axis=1)
         return said, {"l2": chosen, **_held(logits[best], fold), "steps": final.steps}
 

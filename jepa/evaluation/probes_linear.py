@@ -59,8 +59,8 @@ def fit(
     *,
     classes: int,
     l2: Sequence[float],
-    iterations: int = 500,
-    tolerance: float = 1e-9,
+    iterations: int = 300,
+    tolerance: float = 1e-7,
 ) -> Linear:
     """Fits one classifier for each penalty.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jepa.data.world import words
 from jepa.data.world.physics import FPS, FRAMES, Body, Motion, simulate
-from jepa.data.world.render import Track
+from jepa.data.world.render import FRAME, Track
 from jepa.data.world.scenes import DIRECTION_NAMES
 from jepa.data.world.stage import Actor, Happening, Scene, Stage
 
@@ -122,6 +122,9 @@ def order(stage: Stage) -> Scene:
     fields["v"], fields["w"] = verbs[::-1] if swap else verbs
     told = (actor, other)[int(stage.rng.integers(2))]
     lead, after = (other, actor) if swap else (actor, other)
+    # One of the two is always above and to the left of the other.
+    leading = second if swap else first
+    place = "upper left" if leading.sum() < FRAME else "lower right"
     happenings = [
         Happening(early, fields["v"], (fields["s"],)),
         Happening(late, fields["w"], (fields["o"],)),
@@ -134,7 +137,7 @@ def order(stage: Stage) -> Scene:
         fields,
         "order",
         happenings=happenings,
-        labels={"count": "two"},
+        labels={"count": "two", "first": place},
         facts={
             "first": f"the {lead.shape} {fields['v']}",
             "second": f"the {after.shape} {fields['w']}",

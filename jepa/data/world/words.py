@@ -238,6 +238,10 @@ def _class_texts() -> dict[str, dict[str, list[str]]]:
     texts["direction"] = {
         d: [f"something moves {p}", f"a shape moves {p}"] for d, p in DIRECTION_PHRASES.items()
     }
+    # Which of two events comes first, by its place: the other one is in the opposite corner.
+    texts["first"] = {
+        p: [f"something happens in the {p} first"] for p in ("upper left", "lower right")
+    }
     texts["count"] = {w: [f"{w} shape" + ("s" if n > 1 else "")] for n, w in COUNTS.items()}
     return texts
 

@@ -16,8 +16,9 @@ from jepa.data.world.splits import GROUPED, SPLITS, block_size
 from jepa.data.writer import DatasetWriter, write_shard
 from jepa.errors import UserError
 
-#: Changes whenever the same seed would give other clips; a directory of another version is refused.
-VERSION = 1
+#: Changes whenever the same seed would give other records; a directory of another version is
+#: refused. 2 added the label "first"; its pictures, captions and questions are those of 1.
+VERSION = 2
 CLIPS_PER_SHARD = 500
 
 #: What the demo trains and is measured on.

@@ -135,6 +135,23 @@ def test_the_hitter_moves_first_and_the_other_moves_after_the_hit(clips):
         assert answer == f"the {hitter.shape}"
 
 
+def test_the_first_of_two_events_is_where_its_label_says(clips):
+    found = collections.Counter()
+    for clip in clips["order"]:
+        first, second = named(clip, full(clip))
+        # Who is told first in the caption is the one whose event comes first.
+        assert clip.events[0].time < clip.events[1].time
+        assert clip.events[0].subjects[0].endswith(f"{first.colour} {first.shape}")
+        places = {True: "upper left", False: "lower right"}
+        assert np.all(first.xy[0] < second.xy[0]) or np.all(first.xy[0] > second.xy[0])
+        assert clip.labels["first"] == places[bool(np.all(first.xy[0] < second.xy[0]))]
+        found[clip.labels["first"]] += 1
+    assert min(found.values()) > 0.3 * found.total()
+    assert not any(
+        "first" in c.labels for c in sum(clips.values(), []) if c.labels["kind"] != "order"
+    )
+
+
 def test_occluded_objects_are_hidden_in_between_and_seen_at_both_ends(clips):
     for clip in clips["occlude"][:12]:
         frames = scene(3, "train", int(clip.key[-6:])).frames
