@@ -10,7 +10,7 @@ and comments say what the paper has. `tiny16` and `small16` are not the paper's.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -29,8 +29,7 @@ IN1K, IN22K = 1_281_167, 14_197_122
 BATCH = 2048
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """What differs between sizes.
 
     Attributes:

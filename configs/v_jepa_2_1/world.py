@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config = world.get_config()
     config.method = "jepa.methods.v_jepa_2_1.VJEPA21"
     small, config.model = config.model, default_model()
-    config.model.encoder.update(small.encoder, taps=(1, 2, 3, 4), image_tokenizer=False)
-    config.model.predictor.update(small.predictor)
+    config.model.encoder.update(small.encoder.to_dict(), taps=(1, 2, 3, 4), image_tokenizer=False)
+    config.model.predictor.update(small.predictor.to_dict())
     config.loss = default_loss()
     return config

@@ -82,8 +82,8 @@ class Mask:
 
     Attributes:
       name: of the kind.
-      context: int `[B, Kc]`, the tokens that are seen.
-      targets: int `[B, M, Kt]`, blocks of tokens that are predicted, each by itself.
+      context: int `[B, Kc]`, what is seen.
+      targets: int `[B, M, Kt]`, blocks that are predicted, each by itself; or `[B, Kt]`, one block.
       number: of the kind, in a fixed order; its mask token where there is one for each.
     """
 
@@ -91,6 +91,12 @@ class Mask:
     context: Any
     targets: Any
     number: int
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """M and Kt."""
+        *blocks, size = self.targets.shape[1:]
+        return (*blocks, 1)[0], size
 
 
 class MaskedPrediction:
@@ -201,7 +207,8 @@ class MaskedPrediction:
         first, second = jax.random.split(rng)
         video = to_float(jax.tree.map(lambda x: x[:1], batch["video"]), self.dtype)
         encoder = unfreeze(self.encoder.init(first, video)["params"])
-        context, target = kinds[0].context[:1], kinds[0].targets[:1, 0]
+        context = kinds[0].context[:1]
+        target = kinds[0].targets[:1].reshape(1, -1)[:, : kinds[0].blocks[1]]
         seen = jnp.zeros((*context.shape, width_of(self.encoder)), self.dtype)
         predictor = self.predictor.init(
             second, seen, context, target, self.places(video.shape[1:4])
@@ -269,7 +276,7 @@ class MaskedPrediction:
         places: jax.Array,
     ) -> jax.Array | None:
         """Adds one mask's arrays to `outputs`; returns what was predicted for its context."""
-        batch, blocks, size = mask.targets.shape
+        batch, (blocks, size) = video.shape[0], mask.blocks
         seen = self.tokens(params, video, mask.context)
         predicted, context = self.predictor.apply(
             {"params": params["predictor"]},
@@ -290,15 +297,13 @@ class MaskedPrediction:
     def objective(self, outputs: Outputs, step: jax.Array) -> tuple[jax.Array, Metrics]:
         """The mean over masks of the distance between predictions and targets.
 
-        Metrics: the distance of each mask; `prediction_over_copy`, that distance over the one of
-        the guess that needs no predictor (1 where nothing is learnt about places, well below 1 in a
-        healthy run); `target_std`, how much the targets differ over tokens and clips (0 at
-        collapse, at most 1).
+        Metrics: the distance of each mask; `prediction_over_copy`, theirs over that of the guess
+        that needs no predictor (1 where nothing is learnt about places, below 1 in a healthy run);
+        `target_std`, how much targets differ over tokens and clips (0 at collapse, at most 1).
         """
         del step
         losses = self.distances(outputs)
-        loss = mean(losses)
-        return loss, self.metrics(outputs, losses)
+        return mean(losses), self.metrics(outputs, losses)
 
     def distances(self, outputs: Outputs) -> dict[str, jax.Array]:
         """The distance between prediction and target, by the name of the mask."""
@@ -344,7 +349,7 @@ class MaskedPrediction:
             clips, *size = frames_shape(video)
             total += clips * count.video_transformer(self.target_encoder(), *size)
             for mask in masks:
-                seen, (blocks, hidden) = mask.context.shape[1], mask.targets.shape[1:]
+                seen, (blocks, hidden) = mask.context.shape[1], mask.blocks
                 encoded = count.video_transformer(self.encoder, *size, visible=seen)
                 predicted = blocks * count.mask_predictor(
                     self.predictor, context=seen, targets=hidden, inputs=width_of(self.encoder)
@@ -376,10 +381,7 @@ def _masks(masks: Batch, prefix: str, first: int) -> Iterator[Mask]:
         yield Mask(f"{prefix}blocks", masks["context"], masks["targets"], first)
         return
     for number, name in enumerate(sorted(masks), first):
-        # One target for each clip: a block of its own.
-        target = masks[name]["target"]
-        target = target.reshape(target.shape[0], 1, target.shape[1])
-        yield Mask(f"{prefix}{name}", masks[name]["context"], target, number)
+        yield Mask(f"{prefix}{name}", masks[name]["context"], masks[name]["target"], number)
 
 
 def names(outputs: Outputs) -> list[str]:

@@ -166,7 +166,7 @@ class VJEPA21(MaskedPrediction):
         weights = jnp.full(mask.context.shape, weight, jnp.float32)
         if self.loss.distance_weighted:
             grid = self.encoder.grid(*video.shape[1:4])
-            weights *= jax.lax.rsqrt(distance_to_masked(mask.context, mask.targets[:, 0], grid))
+            weights *= jax.lax.rsqrt(distance_to_masked(mask.context, mask.targets, grid))
         outputs.scalars[f"weight/{mask.name}"] = weights
         return context
 
