@@ -1,4 +1,4 @@
-"""Measures frozen features: WORKDIR/probes.json, and a table of the encoders measured so far.
+"""Measures features by probes: WORKDIR/probes.json, and a table of the encoders measured so far.
 
     python -m experiments.probe --config=CONFIG --workdir=DIR --probes=knn,linear,attentive
     python -m experiments.probe --config=CONFIG --workdir=DIR --random_init --pixels
@@ -27,7 +27,7 @@ from jepa.data import config as data_configs
 from jepa.data import idx, sources
 from jepa.data.config import DataConfig
 from jepa.errors import UserError
-from jepa.evaluation import probes, probes_features, probes_results
+from jepa.evaluation import probes, probes_config, probes_features, probes_results
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
@@ -35,7 +35,7 @@ from jepa.training import workdir
 from jepa.training.checkpoints import Restored
 
 # --config, --workdir, --devices and the like are those of training; --checkpoint of restoring.
-PROBES = flags.DEFINE_list("probes", ["knn", "linear"], "Of knn, linear, attentive.")
+PROBES = flags.DEFINE_list("probes", ["knn", "linear"], "Of knn, linear, attentive, finetune.")
 RANDOM_INIT = flags.DEFINE_bool(
     "random_init", False, "Measure the random start of the network, not a checkpoint."
 )
@@ -56,7 +56,7 @@ class Wanted:
     """What is to be measured.
 
     Attributes:
-      probes: of `probes.FROZEN`.
+      probes: of `probes_config.PROBES`.
       checkpoint: `latest`, `best` or a step.
       random_init: the network at its random start instead.
       pixels: raw pixels instead; with `random_init`, both.
@@ -73,14 +73,14 @@ class Wanted:
 
     def check(self) -> None:
         """Raises UserError for what does not exist or excludes each other."""
-        unknown = [name for name in self.probes if name not in probes.FROZEN]
+        unknown = [name for name in self.probes if name not in probes_config.PROBES]
         if unknown or not self.probes:
+            known = ", ".join(probes_config.PROBES)
+            raise UserError(f"--probes={','.join(self.probes)}: give one or more of {known}")
+        for name in {"attentive", "finetune"} & set(self.probes) if self.pixels else ():
             raise UserError(
-                f"--probes={','.join(self.probes)}: give one or more of {', '.join(probes.FROZEN)}"
-            )
-        if self.pixels and "attentive" in self.probes:
-            raise UserError(
-                "--pixels has no tokens, which the attentive probe reads; leave it out of --probes"
+                f"--pixels has no network, so {name!r} has nothing to read; leave it out of "
+                "--probes"
             )
         control = self.random_init or self.pixels
         if control and (self.online or self.checkpoint != "latest"):
@@ -107,8 +107,8 @@ def main(
     """
     wanted.check()
     config = configs.resolve(config)
-    section = config.probe if len(config.probe) else probes.default_probe()
-    probes.check(section)
+    section = config.probe if len(config.probe) else probes_config.default_probe()
+    probes_config.check(section)
     workdir.check(directory, config)
     train.check_data(config)
     train.setup(config, devices=devices)

@@ -14,109 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from jepa.data.config import DataConfig
-from jepa.errors import UserError, check_keys
+from jepa.errors import UserError
 from jepa.evaluation import (
     intervals,
     probes_attentive,
     probes_features,
+    probes_finetune,
     probes_knn,
     probes_labels,
     probes_linear,
 )
+from jepa.evaluation.probes_config import PROBES, check
 from jepa.evaluation.probes_features import Encoder, FeatureStore
 from jepa.evaluation.probes_labels import Labelled
-
-FROZEN = ("knn", "linear", "attentive")
-POOLING = ("mean", "all")
-
-
-def default_probe() -> ConfigDict:
-    """The section `probe` with its defaults.
-
-    Keys:
-      train_split, test_split: whose labels fit, and whose measure.
-      labels: names of labels; () for `data.label`.
-      train_labels: most labelled training clips, the same number of each class; None for all.
-      test_count: test on the first so many clips only; None for all.
-      held_out: share of the training labels that chooses a probe's settings.
-      seeds: how often labels are drawn and held out anew; numbers are means over these.
-      seed: the first of them.
-      batch_size: clips that are embedded at once.
-      pooling: "mean" (the method's pooled vector) or "all" (every token, one behind the other).
-      most_features: refuse vectors of more numbers than this; None for any. Pixels are exempt.
-      storage: type of the tokens on disk: "float16", "bfloat16" or "float32".
-      knn: `k`, `temperature`; see `probes_knn`.
-      linear: `l2` penalties, most `iterations`; see `probes_linear`.
-      attentive: see `probes_attentive.Options`; `seeds` of its own, for it is slow.
-      pixel_size: frames of the pixel control are scaled down to this.
-    """
-    attentive = dataclasses.asdict(probes_attentive.Options())
-    del attentive["dtype"]
-    return ConfigDict(
-        {
-            "train_split": "train",
-            "test_split": "validation",
-            "labels": (),
-            "train_labels": placeholder(int),
-            "test_count": placeholder(int),
-            "held_out": 0.2,
-            "seeds": 3,
-            "seed": 0,
-            "batch_size": 64,
-            "pooling": "mean",
-            "most_features": placeholder(int),
-            "storage": "float16",
-            "knn": {"k": 20, "temperature": 0.07},
-            "linear": {
-                "l2": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-                "iterations": 300,
-            },
-            "attentive": {**attentive, "seeds": 1},
-            "pixel_size": 32,
-        }
-    )
-
-
-def check(probe: ConfigDict) -> None:
-    """Raises UserError for a key of the section that does not exist, or a value out of range."""
-    known = default_probe()
-    check_keys("probe", probe, known)
-    for key in known:
-        if key not in probe:
-            raise UserError(
-                f"config.probe.{key} is missing; start from jepa.evaluation.probes.default_probe()"
-            )
-    for key, choices in (("pooling", POOLING), ("storage", probes_features.STORAGE)):
-        if probe[key] not in choices:
-            raise UserError(f"config.probe.{key} is {probe[key]!r}; use one of {choices}")
-    for path, least in (
-        ("train_labels", 2), ("test_count", 1), ("most_features", 1), ("seeds", 1), ("seed", 0),
-        ("batch_size", 1), ("pixel_size", 1), ("knn.k", 1), ("linear.iterations", 1),
-        ("attentive.depth", 1), ("attentive.heads", 1), ("attentive.epochs", 1),
-        ("attentive.batch_size", 1), ("attentive.seeds", 1),
-    ):  # fmt: skip
-        value: Any = probe
-        for part in path.split("."):
-            value = value[part]
-        if value is not None and value < least:
-            raise UserError(f"config.probe.{path} is {value}; make it at least {least}")
-    for path, value in (("held_out", probe.held_out), ("knn.temperature", probe.knn.temperature)):
-        if not 0 < value < 1:
-            raise UserError(f"config.probe.{path} is {value}; make it above 0 and below 1")
-    for path, values in (
-        ("linear.l2", probe.linear.l2),
-        ("attentive.learning_rates", probe.attentive.learning_rates),
-    ):
-        if not values or min(values) <= 0:
-            raise UserError(f"config.probe.{path} is {tuple(values)}; give positive numbers")
-    if not probe.attentive.weight_decays or min(probe.attentive.weight_decays) < 0:
-        raise UserError(
-            f"config.probe.attentive.weight_decays is {tuple(probe.attentive.weight_decays)}; "
-            "give numbers of at least 0"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +94,10 @@ class Suite:
             test=probe.test_split,
             limit=probe.test_count,
         )
-        seeds = range(probe.seed, probe.seed + max(probe.seeds, probe.attentive.seeds))
+        seeds = range(
+            probe.seed,
+            probe.seed + max(probe.seeds, probe.attentive.seeds, probe.finetune.seeds),
+        )
         self._drawn = {
             (name, seed): probes_labels.draw(label.train, probe.train_labels, seed=seed)
             for name, label in self.labels.items()
@@ -199,11 +114,15 @@ class Suite:
         Args:
           encoder: whose features.
           label: of `labels`.
-          probe: of `FROZEN`.
+          probe: of `PROBES`.
 
         Raises:
           UserError: features that are too wide, not finite or not there.
         """
+        folds = self.folds(label, self._seeds(probe))
+        if probe == "finetune":
+            answers = [self._finetune(encoder, label, fold) for fold in folds]
+            return self._summary(label, folds, answers, ())
         kind = "tokens" if probe == "attentive" else "pooled"
         train, test = (
             self._store.get(encoder, self._data, split, numbers, [kind])[kind]
@@ -215,7 +134,6 @@ class Suite:
         if kind == "pooled" and not encoder.exempt:
             self._check_width(train.shape[1])
         answer: Callable[[np.ndarray, np.ndarray, Fold], Answer] = getattr(self, f"_{probe}")
-        folds = self.folds(label, self._seeds(probe))
         self._fitted.clear()
         answers = [answer(train, test, fold) for fold in folds]
         return self._summary(label, folds, answers, train.shape[1:])
@@ -225,7 +143,7 @@ class Suite:
 
         What `frame_control` takes away is the encoder's, so that it can be compared.
         """
-        others = {*FROZEN, "labels", "batch_size"} - {probe}
+        others = {*PROBES, "labels", "batch_size"} - {probe}
         section = {key: value for key, value in self.config.to_dict().items() if key not in others}
         seen = probes_features.seen(dataclasses.replace(self._data, frame_control="none"))
         said = [section, seen, self.labels[label].digest, label, probe, self._dtype]
@@ -263,7 +181,8 @@ class Suite:
         return found
 
     def _seeds(self, probe: str) -> range:
-        count = self.config.attentive.seeds if probe == "attentive" else self.config.seeds
+        section = self.config if probe in ("knn", "linear") else self.config[probe]
+        count = section.seeds
         if probe == "knn" and self.config.train_labels is None:
             count = 1  # nothing is drawn, so another seed would change nothing
         return range(self.config.seed, self.config.seed + count)
@@ -308,10 +227,7 @@ class Suite:
         return said, {"l2": chosen, **_held(logits[best], fold), "steps": final.steps}
 
     def _attentive(self, train: np.ndarray, test: np.ndarray, fold: Fold) -> Answer:
-        section = dict(self.config.attentive)
-        del section["seeds"]
-        tuples = {key: tuple(section[key]) for key in ("learning_rates", "weight_decays")}
-        options = probes_attentive.Options(**{**section, **tuples, "dtype": self._dtype})
+        options = probes_attentive.Options(**_options(self.config.attentive), dtype=self._dtype)
         probes = probes_attentive.Probes(
             classes=fold.classes, width=train.shape[-1], options=options, mesh=self._mesh
         )
@@ -323,6 +239,31 @@ class Suite:
         rate, decay = options.grid[best]
         how = {"learning_rate": rate, "weight_decay": decay, "heads": probes.model.heads}
         return said, {**how, **_held(logits[best], fold)}
+
+    def _finetune(self, encoder: Encoder, label: str, fold: Fold) -> Answer:
+        options = probes_finetune.Options(**_options(self.config.finetune))
+        tuner = probes_finetune.FineTuner(
+            encoder, self._data, classes=fold.classes, options=options, mesh=self._mesh
+        )
+        config, tried = self.config, []
+        for rate in options.learning_rates:
+            weights = tuner.train(
+                config.train_split,
+                self._train[fold.fit],
+                fold.train_ids[fold.fit],
+                rate=rate,
+                seed=fold.seed,
+            )
+            held = tuner.logits(weights, config.train_split, self._train[fold.held])
+            best = probes_linear.select(
+                np.stack([*(other for _, other, _ in tried), held]), fold.train_ids[fold.held]
+            )
+            # Only the best weights so far are kept.
+            tried.append((rate, held, weights))
+            tried = [(r, h, w if place == best else None) for place, (r, h, w) in enumerate(tried)]
+        rate, held, weights = tried[best]
+        said = tuner.logits(weights, config.test_split, self._test[fold.test]).argmax(axis=1)
+        return said, {"learning_rate": rate, **_held(held, fold)}
 
     def _summary(
         self,
@@ -359,6 +300,12 @@ class Suite:
             "chosen": [how for _, how in answers],
         }
         return numbers, np.round(mean, 6).tolist()
+
+
+def _options(section: ConfigDict) -> dict[str, Any]:
+    """A section without its seeds, its lists as tuples."""
+    values = {key: value for key, value in section.items() if key != "seeds"}
+    return {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
 
 
 def _held(logits: np.ndarray, fold: Fold) -> dict[str, float]:

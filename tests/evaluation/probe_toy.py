@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jepa.evaluation import probes
+from jepa.evaluation import probes_config
 from jepa.methods.base import Outputs, Requirements
 from jepa.nn.frames import to_float
 from jepa.training import config as configs
@@ -54,7 +54,7 @@ def write(directory, *, train=60, test=40, seed=0):
 
 def section(**changes):
     """The section `probe` for these pictures, small."""
-    found = probes.default_probe()
+    found = probes_config.default_probe()
     found.update(test_split="test", seeds=2, batch_size=16, **changes)
     found.linear.update(l2=(1e-3, 1e-1), iterations=100)
     found.attentive.update(

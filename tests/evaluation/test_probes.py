@@ -10,7 +10,7 @@ from experiments import cli, probe, restoring
 from jepa import methods
 from jepa.data.config import DataConfig
 from jepa.errors import UserError
-from jepa.evaluation import probes, probes_features, probes_labels, probes_results
+from jepa.evaluation import probes, probes_config, probes_features, probes_labels, probes_results
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training.checkpoints import Checkpoints
@@ -129,10 +129,10 @@ def test_wide_features_and_a_test_split_that_trains_are_refused(tmp_path, pictur
     ],
 )
 def test_a_bad_value_is_named(key, value, words):
-    section = probes.default_probe()
+    section = probes_config.default_probe()
     section[key] = value
     with pytest.raises(UserError, match=f"config.probe.{key} .*{words}"):
-        probes.check(section)
+        probes_config.check(section)
 
 
 def save(config, directory, mesh):
@@ -202,9 +202,9 @@ def test_another_encoder_begins_its_file_anew(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"probes": ("cnn",)}, "give one or more of knn, linear, attentive"),
+        ({"probes": ("cnn",)}, "give one or more of knn, linear, attentive, finetune"),
         ({"probes": ()}, "give one or more of"),
-        ({"pixels": True, "probes": ("attentive",)}, "has no tokens"),
+        ({"pixels": True, "probes": ("attentive",)}, "has no network"),
         ({"random_init": True, "checkpoint": "7"}, "measure no checkpoint"),
         ({}, "holds no checkpoint; train first"),
     ],
