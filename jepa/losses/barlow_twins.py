@@ -8,8 +8,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jepa.losses.precision import widen
+from jepa.losses.precision import check_floats, widen
 from jepa.parallel.partition import constrain
+from jepa.parallel.rows import constrain_rows
 
 EPSILON = 1e-5  # added to the variance, as the batch normalisation of the published code does
 
@@ -37,12 +38,13 @@ def barlow_twins(
       `correlation`, the mean of the diagonal.
 
     Raises:
-      ValueError: the shapes differ or are not `[N, D]` with N at least 2.
+      ValueError: the shapes differ or are not `[N, D]` with N at least 2, or no float type.
     """
     if first.shape != second.shape or first.ndim != 2 or len(first) < 2:
         raise ValueError(
             f"barlow_twins of {first.shape} and {second.shape}, not of two [N, D] with N >= 2"
         )
+    check_floats("barlow_twins", first, second)
     count, width = first.shape
     first, first_scale = _centred(first)
     second, second_scale = _centred(second)
@@ -58,6 +60,6 @@ def barlow_twins(
 
 def _centred(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Samples less their mean `[N, D]`, and one over their standard deviation `[D]`."""
-    x = constrain(widen(x), "batch", None)
+    x = constrain_rows(widen(x))
     centred = x - jnp.mean(x, axis=0)
     return centred, jax.lax.rsqrt(jnp.mean(centred**2, axis=0) + EPSILON)

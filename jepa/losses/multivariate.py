@@ -13,8 +13,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jepa.losses.precision import widen
-from jepa.parallel.partition import constrain
+from jepa.losses.precision import check_floats, widen
+from jepa.parallel.rows import constrain_rows
 
 
 def bhep(x: jax.Array, *, beta: float = 1.0) -> jax.Array:
@@ -39,7 +39,7 @@ def bhep(x: jax.Array, *, beta: float = 1.0) -> jax.Array:
       Scalar, at least 0 up to rounding.
 
     Raises:
-      ValueError: `x` is not `[N, D]`, or `beta` is not positive.
+      ValueError: `x` is not `[N, D]`, empty or of no float type, or `beta` is not positive.
 
     Source: Baringhaus and Henze (1988); Henze and Wagner (1997), equation 1.2, without their
     standardisation.
@@ -48,9 +48,10 @@ def bhep(x: jax.Array, *, beta: float = 1.0) -> jax.Array:
         raise ValueError(f"bhep needs [N, D], not {x.shape}")
     if not beta > 0:
         raise ValueError(f"bhep needs a positive beta, not {beta}")
+    check_floats("bhep", x)
     count, width = x.shape
     square = beta**2
-    x = constrain(widen(x), "batch", None)
+    x = constrain_rows(widen(x))
     norms = jnp.sum(x**2, axis=1)
     near_zero = jnp.exp(-square / (2 * (1 + square)) * norms)
     pairs = jnp.sum(jnp.exp(-square / 2 * _squared_distances(x)), axis=1)
@@ -71,10 +72,11 @@ def henze_zirkler(x: jax.Array) -> jax.Array:
       Scalar, at least 0 up to rounding.
 
     Raises:
-      ValueError: `x` is not `[N, D]`.
+      ValueError: `x` is not `[N, D]`, empty or of no float type.
     """
     if x.ndim != 2:
         raise ValueError(f"henze_zirkler needs [N, D], not {x.shape}")
+    check_floats("henze_zirkler", x)
     return bhep(x, beta=henze_zirkler_beta(*x.shape))
 
 
@@ -92,6 +94,6 @@ def _squared_distances(x: jax.Array) -> jax.Array:
     x = x - jax.lax.stop_gradient(jnp.mean(x, axis=0))
     norms = jnp.sum(x**2, axis=1)
     products = jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
-    distances = constrain(norms[:, None] + norms - 2 * products, "batch", None)
+    distances = constrain_rows(norms[:, None] + norms - 2 * products)
     own = jnp.eye(len(x), dtype=bool)
     return jnp.where(own, 0, jnp.maximum(distances, 0))

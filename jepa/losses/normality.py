@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr, ndtr
 
-from jepa.losses.precision import widen
+from jepa.losses.precision import check_floats, widen
 from jepa.parallel.partition import constrain, pieces
 
 VARIANCE_FLOOR = 1e-6
@@ -193,6 +193,7 @@ def _checked(projected: jax.Array) -> jax.Array:
         raise ValueError(
             f"a statistic of normality needs [N, S] with N >= 2, not {projected.shape}"
         )
+    check_floats("a statistic of normality", projected)
     return widen(projected)
 
 

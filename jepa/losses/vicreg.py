@@ -8,8 +8,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jepa.losses.precision import widen
+from jepa.losses.precision import check_floats, widen
 from jepa.parallel.partition import constrain
+from jepa.parallel.rows import constrain_rows
 
 EPSILON = 1e-4  # under the root of the variance, as published
 
@@ -38,10 +39,11 @@ def vicreg(
       Scalar loss, and the metrics of `vicreg_views`.
 
     Raises:
-      ValueError: the shapes differ or are not `[N, D]` with N at least 2.
+      ValueError: the shapes differ or are not `[N, D]` with N at least 2, or no float type.
     """
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"vicreg of {first.shape} and {second.shape}, not of two [N, D]")
+    check_floats("vicreg", first, second)
     both = jnp.stack([widen(first), widen(second)])
     return vicreg_views(both, invariance=invariance, variance=variance, covariance=covariance)
 
@@ -79,12 +81,13 @@ def vicreg_views(
       the mean standard deviation of a dimension.
 
     Raises:
-      ValueError: `x` is not `[V, N, D]` with V and N at least 2.
+      ValueError: `x` is not `[V, N, D]` with V and N at least 2, or of no float type.
     """
     if x.ndim != 3 or min(x.shape[:2]) < 2:
         raise ValueError(f"vicreg needs two views or more of two samples or more, not {x.shape}")
+    check_floats("vicreg", x)
     views, _, width = x.shape
-    x = constrain(widen(x), None, "batch", None)
+    x = constrain_rows(widen(x), 1)
     # The mean over all pairs of views, from distances to the views' centre.
     apart = (x - jnp.mean(x, axis=0)) ** 2
     moments = [_moments(view) for view in x]

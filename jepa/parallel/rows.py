@@ -3,6 +3,9 @@
 A function that communicates by its own plan (a ring, one all-reduce) runs under `jax.shard_map`.
 The rows are cut over every axis of the mesh where their number allows it, so that a tensor or a
 context axis shares the work instead of repeating it.
+
+One rule for every loss: a batch that data and fsdp do not divide is not cut, and every device does
+all the work (`rows`, `constrain_rows`).
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from jepa.parallel.mesh import AXES, BATCH_AXES
+from jepa.parallel.partition import constrain, pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +90,43 @@ def rows(count: int) -> Rows:
 
     Over all axes if they divide `count`, else over data and fsdp. Without a mesh, on one device
     and where data and fsdp do not divide `count`, nothing is cut: every device does all the work.
+
+    Raises:
+      ValueError: inside a `jax.shard_map` over data or fsdp, where the batch is not in sight.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return Rows()
+    _check_global(mesh)
     usable = [axis for axis in AXES if axis in mesh.axis_names and axis not in mesh.manual_axes]
     for axes in (usable, [axis for axis in usable if axis in BATCH_AXES]):
         pieces = math.prod(mesh.shape[axis] for axis in axes)
         if pieces > 1 and count % pieces == 0:
             return Rows(tuple(axis for axis in axes if mesh.shape[axis] > 1), pieces)
     return Rows()
+
+
+def constrain_rows(x: jax.Array, dimension: int = 0) -> jax.Array:
+    """Lays a batch out over data and fsdp, along one dimension of `x`; the others are whole.
+
+    Where data and fsdp do not divide the batch, all of `x` is whole on every device. Without a
+    mesh nothing happens.
+
+    Raises:
+      ValueError: inside a `jax.shard_map` over data or fsdp, where the batch is not in sight.
+    """
+    _check_global(jax.sharding.get_abstract_mesh())
+    names: list[str | None] = [None] * x.ndim
+    if x.shape[dimension] % pieces("batch") == 0:
+        names[dimension] = "batch"
+    return constrain(x, *names)
+
+
+def _check_global(mesh: AbstractMesh) -> None:
+    manual = [axis for axis in BATCH_AXES if axis in mesh.manual_axes and mesh.shape[axis] > 1]
+    if manual:
+        raise ValueError(
+            f"a loss is a function of global arrays and was called inside a jax.shard_map over "
+            f"{' and '.join(manual)}, where it would see one device's examples alone; call it "
+            "outside"
+        )

@@ -51,17 +51,26 @@ def tokens():
 def reference_regression(kind, p, t, weights):
     if kind == "l2":
         errors = ((p - t) ** 2).mean(-1)
+    elif kind == "smooth_l1":
+        size = np.sign(np.real(p - t)) * (p - t)
+        errors = np.where(np.real(size) < 1, size**2 / 2, size - 0.5).mean(-1)
     else:
         lengths = np.sqrt((p**2).sum(-1) * (t**2).sum(-1))
         errors = 1 - (p * t).sum(-1) / lengths
     return (weights * errors).sum() / weights.sum()
 
 
-def regression_case(kind):
+def regression_case(*kinds):
+    """The sum of some kinds."""
+
+    def loss(inputs):
+        p, t, weights = (inputs[name] for name in ("p", "t", "weights"))
+        return sum(regression(p, t, kind, weights=weights) for kind in kinds)
+
     return Case(
-        f"regression_{kind}",
-        lambda inputs: regression(inputs["p"], inputs["t"], kind, weights=inputs["weights"]),
-        lambda inputs: reference_regression(kind, **inputs),
+        "_".join(("regression", *kinds)),
+        loss,
+        lambda inputs: sum(reference_regression(kind, **inputs) for kind in kinds),
         tokens,
         fixed=("weights",),
         bfloat16=("p", "t"),
@@ -69,7 +78,7 @@ def regression_case(kind):
 
 
 CASES = [
-    regression_case("l2"),
+    regression_case("l2", "smooth_l1"),
     regression_case("cosine"),
     Case(
         "vicreg",

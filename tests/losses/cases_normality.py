@@ -6,7 +6,7 @@ import numpy as np
 from loss_cases import ROWS, Case, embeddings
 from scipy import special, stats
 
-from jepa.losses.multivariate import bhep
+from jepa.losses.multivariate import bhep, henze_zirkler
 from jepa.losses.normality import STATISTICS
 
 
@@ -77,6 +77,11 @@ def reference_bhep(x, beta):
     return first - second + n * (1 + 2 * b) ** (-d / 2)
 
 
+def reference_henze_zirkler(x):
+    n, d = x.shape
+    return reference_bhep(x, (n * (2 * d + 1) / 4) ** (1 / (d + 4)) / np.sqrt(2))
+
+
 REFERENCES = {
     "cramer_von_mises": cramer_von_mises,
     "anderson_darling": anderson_darling,
@@ -120,9 +125,9 @@ CASES = [
     statistics_case("order_statistics", "shapiro_wilk", "watson", "cramer_von_mises", slices=3),
     statistics_case("moment_statistics", "jarque_bera", "moments", "mean_variance"),
     Case(
-        "bhep",
-        lambda inputs: bhep(inputs["x"], beta=0.7),
-        lambda inputs: reference_bhep(inputs["x"], 0.7),
+        "bhep_and_henze_zirkler",
+        lambda inputs: bhep(inputs["x"], beta=0.7) + 3 * henze_zirkler(inputs["x"]),
+        lambda inputs: reference_bhep(inputs["x"], 0.7) + 3 * reference_henze_zirkler(inputs["x"]),
         lambda: {"x": embeddings()[0] + 0.3},
         bfloat16=("x",),
     ),

@@ -103,3 +103,5 @@ def test_bad_shapes():
     for a, b in ((p, t[:3]), (p[0], t[0]), (p[:1], t[:1])):
         with pytest.raises(ValueError, match="barlow_twins of"):
             barlow_twins(a, b)
+    with pytest.raises(ValueError, match="float embeddings"):
+        barlow_twins(p.astype("int32"), t)

@@ -121,5 +121,9 @@ def test_types_and_bad_arguments():
     for f in (bhep, henze_zirkler):
         with pytest.raises(ValueError, match="N, D"):
             f(x[0])
+        with pytest.raises(ValueError, match="no numbers"):
+            f(x[:0])
+        with pytest.raises(ValueError, match="float embeddings"):
+            f(x.astype("int32"))
     with pytest.raises(ValueError, match="beta"):
         bhep(x, beta=0.0)

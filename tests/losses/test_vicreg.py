@@ -118,3 +118,6 @@ def test_bad_shapes():
         vicreg(p[:1], t[:1])
     with pytest.raises(ValueError, match="two views"):
         vicreg_views(p[None])
+    for f, x in ((lambda x: vicreg(x, x), p), (vicreg_views, np.stack([p, t]))):
+        with pytest.raises(ValueError, match="float embeddings"):
+            f(x.astype("int32"))

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from jepa.losses.barlow_twins import barlow_twins
+from jepa.losses.multivariate import bhep
+from jepa.losses.vicreg import vicreg
 from jepa.parallel.mesh import make_mesh
-from jepa.parallel.rows import Rows, rows
+from jepa.parallel.rows import Rows, constrain_rows, rows
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -27,16 +30,38 @@ def test_rows_are_cut_over_as_many_axes_as_divide_them(count, axes):
 def test_nothing_is_cut_without_a_mesh_and_by_axes_that_are_worked_by_hand():
     assert rows(8) == Rows()
     found = []
+    by_hand("tensor", lambda x: found.append(rows(8)) or x)
+    assert found[0].axes == ("data", "fsdp")
+
+
+def by_hand(axis, function):
+    """Runs a function of 8 numbers inside a `shard_map` over one axis."""
+    cut = PartitionSpec(axis)
     with jax.set_mesh(make_mesh(MESH)):
-        jax.jit(
-            jax.shard_map(
-                lambda x: found.append(rows(8)) or x,
-                in_specs=PartitionSpec("data"),
-                out_specs=PartitionSpec("data"),
-                axis_names={"data"},
-            )
-        )(jnp.arange(8))
-    assert found[0].axes == ("fsdp", "tensor")
+        work = jax.shard_map(function, in_specs=cut, out_specs=cut, axis_names={axis})
+        jax.jit(work)(jnp.arange(8))
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_a_batch_that_is_cut_by_hand_is_refused(axis):
+    for function in (lambda x: rows(8) and x, constrain_rows):
+        with pytest.raises(ValueError, match=f"inside a jax.shard_map over {axis}"):
+            by_hand(axis, function)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda x: vicreg(x, 2 * x)[0], lambda x: barlow_twins(x, x[::-1])[0], bhep],
+    ids=["vicreg", "barlow_twins", "bhep"],
+)
+def test_losses_of_rows_that_no_mesh_divides(loss):
+    # 4 does not divide 6: every device does all the work.
+    x = np.random.default_rng(0).standard_normal((6, 3)).astype("float32")
+    wanted = jax.jit(jax.value_and_grad(loss))(x)
+    with jax.set_mesh(make_mesh(MESH)):
+        got = jax.jit(jax.value_and_grad(loss))(x)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_what_crosses_devices():
