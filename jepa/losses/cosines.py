@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jepa.losses.pairs import Arrays, State, Tile, product
-from jepa.losses.precision import widen
+from jepa.losses.precision import check_floats, widen
 from jepa.parallel.rows import Rows, rows
 
 EQUAL_TARGETS = ("negatives", "masked", "positives")
@@ -54,10 +54,11 @@ def prepare(
     """Checks the arguments of the loss `name`.
 
     Raises:
-      ValueError: shapes that do not fit, or an unknown option.
+      ValueError: shapes or types that do not fit, or an unknown option.
     """
     if predictions.ndim != 2 or predictions.shape != targets.shape:
         raise ValueError(f"{name} needs two [B, D]: {predictions.shape} and {targets.shape}")
+    check_floats(name, predictions, targets)
     size = predictions.shape[0]
     if target_hash is not None and target_hash.shape != (size,):
         raise ValueError(f"target_hash must be [{size}], not {target_hash.shape}")
@@ -67,6 +68,8 @@ def prepare(
     ):
         if chosen not in allowed:
             raise ValueError(f"{name} {option} {chosen!r} is none of {allowed}")
+    if equal_targets == "positives" and target_hash is None:
+        raise ValueError(f"{name} equal_targets='positives' needs a target_hash to find them by")
     if tile < 1:
         raise ValueError(f"{name} needs a positive tile, not {tile}")
     # float16 becomes float32: weighted gradients would underflow in it.

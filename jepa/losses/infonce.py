@@ -31,7 +31,7 @@ def info_nce(
     equal_targets: str = "masked",
     hardness: float = 0.0,
     label_smoothing: float = 0.0,
-    transport: str = "all_gather",
+    transport: str = "ring",
     tile: int = 1024,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy of finding each target by its prediction, and the other way round.
@@ -41,25 +41,27 @@ def info_nce(
     derivatives only, and only of the loss.
 
     On a mesh each device works on the logits of its rows, `tile * tile` of them at a time. What
-    crosses devices: the targets and their gradient, gathered and reduced or around a ring, and a
-    few numbers a row.
+    crosses devices: the targets and their gradient, around a ring or gathered and reduced, and a
+    few numbers a row. The mesh is that of `jax.set_mesh`: without it `transport` has no effect, and
+    XLA gathers arrays that lie on several devices.
 
     Args:
       predictions: `[B, D]`.
       targets: `[B, D]`.
       inverse_temperature: positive scalar that multiplies cosine similarities; see the function
         of that name for a learnt one.
-      target_hash: int `[B]`, equal for equal targets; all are different when absent.
+      target_hash: int `[B]`, equal for equal targets; all are different when absent, and
+        "masked" then masks nothing.
       equal_targets: what a pair is whose hashes are equal and which is not a row's own.
         "negatives": the hash is not looked at. "masked": it leaves both denominators.
-        "positives": the row's target is uniform over its own and these (Khosla et al. 2020,
-        equation 2, supervised contrastive loss).
+        "positives", which needs hashes: the row's target is uniform over its own and these
+        (Khosla et al. 2020, equation 2, supervised contrastive loss).
       hardness: weighs a row's negatives by `exp(hardness * logit)`, scaled to mean 1 over them
         (Robinson et al. 2021, equation 4, without the debiasing); at least 0, which is plain.
       label_smoothing: this share of a row's target is uniform over all logits of its
         denominator; in [0, 1).
-      transport: "all_gather" or "ring", equal to rounding. The ring needs memory for a few pieces
-        of `[B / devices, D]`, the other for several `[B, D]`.
+      transport: "ring" or "all_gather", equal to rounding. The ring needs memory for a few pieces
+        of `[B / devices, D]`, the other for several `[B, D]`: for few devices.
       tile: largest number of rows, and of columns, whose logits exist at a time.
 
     Returns:
@@ -69,8 +71,8 @@ def info_nce(
       `negative_similarity` (that of pairs of different targets; 0 where there is none).
 
     Raises:
-      ValueError: shapes that do not fit, or options that are unknown, out of range or do not go
-        together.
+      ValueError: shapes or types that do not fit, options that are unknown, out of range or do
+        not go together, or a call inside a `jax.shard_map` over data or fsdp.
     """
     inputs = prepare(
         "info_nce",
@@ -82,7 +84,7 @@ def info_nce(
         tile,
         inverse_temperature=inverse_temperature,
     )
-    if hardness < 0 or not 0 <= label_smoothing < 1:
+    if not hardness >= 0 or not 0 <= label_smoothing < 1:
         raise ValueError(
             f"info_nce needs hardness >= 0 and label_smoothing in [0, 1), not {hardness} and "
             f"{label_smoothing}"

@@ -4,14 +4,14 @@ Letters: B global batch, D width, n pieces that the batch is cut into, b = B / n
 
 A device keeps its b rows and meets all B columns. Two transports bring them:
 
-* "all_gather": the columns are gathered once, and what is summed up for them is `[B, ...]` on
-  every device, merged at the end. One collective; memory for B columns.
 * "ring": blocks of b columns, and what is summed up for them, travel around the devices. Nothing
   is larger than a piece. The next block is under way while the current one is worked on.
+* "all_gather": the columns are gathered once, and what is summed up for them is `[B, ...]` on
+  every device, merged at the end. One collective; memory for B columns.
 
 Within a block at most `tile` rows meet at most `tile` columns at a time. A size that `tile` does
-not divide is cut into equal tiles, of which the last may overlap the one before; the pairs that
-were visited are then left out.
+not divide is cut into equal tiles, rounded up to multiples of `LANES` where `tile` allows it; the
+last may overlap the one before, and the pairs that were visited are then left out.
 
 Embeddings are never normalised: a cosine is the product of two rows times their two inverse
 norms. The product is taken of the embeddings as they are and summed in float32 at least, so that
@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from jepa.parallel.rows import Rows
+
+LANES = 128  # numbers in a row of a TPU's registers and of its matrix unit
 
 Arrays = dict[str, jax.Array]
 State = dict[str, Any]
@@ -188,7 +190,7 @@ def _ring(
 
 @dataclasses.dataclass(frozen=True)
 class _Cut:
-    """Tiles of `size` over `count` entries: equal, and the last may overlap the one before."""
+    """Tiles of `size` over `count` entries, of which the last may overlap the one before."""
 
     count: int
     tiles: int
@@ -197,7 +199,11 @@ class _Cut:
     @classmethod
     def of(cls, count: int, tile: int) -> _Cut:
         tiles = -(-count // tile)
-        return cls(count, tiles, -(-count // tiles))
+        size = -(-count // tiles)
+        rounded = -(-size // LANES) * LANES
+        if tiles > 1 and rounded <= tile:
+            size = rounded
+        return cls(count, -(-count // size), size)
 
     def start(self, index: Any) -> Any:
         if self.overlaps:

@@ -27,7 +27,7 @@ def sigmoid(
     bias: jax.Array | float,
     target_hash: jax.Array | None = None,
     equal_targets: str = "masked",
-    transport: str = "all_gather",
+    transport: str = "ring",
     tile: int = 1024,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sum over all pairs, divided by B, of the cost of telling own pairs from others.
@@ -36,7 +36,8 @@ def sigmoid(
     `softplus(-logit)` and any other `softplus(logit)`.
 
     Source: SigLIP (Zhai et al. 2023), equation 1. Memory and what crosses devices are as for
-    `infonce.info_nce`. Reverse-mode derivatives only, and only of the loss.
+    `infonce.info_nce`; without `jax.set_mesh` `transport` has no effect and XLA gathers.
+    Reverse-mode derivatives only, and only of the loss.
 
     Args:
       predictions: `[B, D]`; L2-normalised here.
@@ -45,16 +46,17 @@ def sigmoid(
       bias: scalar; the paper learns it, from -10.
       target_hash: int `[B]`, equal for equal targets; all are different when absent.
       equal_targets: what a pair is whose hashes are equal and which is not a row's own.
-        "negatives": the hash is not looked at. "masked": it costs nothing. "positives": it costs
-        what an own pair does.
-      transport: "all_gather" or "ring", equal to rounding.
+        "negatives": the hash is not looked at. "masked": it costs nothing. "positives", which
+        needs hashes: it costs what an own pair does.
+      transport: "ring" or "all_gather", equal to rounding; as for `infonce.info_nce`.
       tile: largest number of rows, and of columns, whose logits exist at a time.
 
     Returns:
       The scalar loss, and scalars to log, as for `infonce.info_nce`.
 
     Raises:
-      ValueError: shapes that do not fit, or an unknown option.
+      ValueError: shapes or types that do not fit, an unknown option, or a call inside a
+        `jax.shard_map` over data or fsdp.
     """
     inputs = prepare(
         "sigmoid",

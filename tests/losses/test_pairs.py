@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.losses.infonce import info_nce
-from jepa.losses.pairs import exponentials, merge, sweep
+from jepa.losses.pairs import _Cut, exponentials, merge, sweep
 from jepa.parallel.mesh import make_mesh
 from jepa.parallel.rows import rows
 
@@ -62,6 +62,7 @@ def visits(transport, tile, numbers):
         (4, 3, 5, "all_gather"),
         (8, 5, 3, "ring"),
         (8, 3, 2, "all_gather"),
+        (1, 150, 128, "ring"),
     ],
 )
 def test_every_pair_is_visited_once(devices, piece, tile, transport):
@@ -74,6 +75,20 @@ def test_every_pair_is_visited_once(devices, piece, tile, transport):
         np.testing.assert_allclose(best, np.log(mine * others.max()), rtol=1e-6)
         np.testing.assert_allclose(first, np.log(mine * others.sum()), rtol=1e-6)
         np.testing.assert_allclose(second, np.log(mine**2 * (others**2).sum()), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "tile", "tiles", "size"),
+    [
+        (1100, 1024, 2, 640),
+        (3072, 1024, 3, 1024),
+        (1000, 1024, 1, 1000),  # whole
+        (7, 3, 3, 3),
+        (300, 200, 2, 150),  # 256 would be more than was asked for
+    ],
+)
+def test_tiles_are_whole_registers_where_they_can_be(count, tile, tiles, size):
+    assert _Cut.of(count, tile) == _Cut(count, tiles, size)
 
 
 def test_rows_that_no_mesh_divides():
@@ -95,9 +110,11 @@ def test_exponentials_far_apart():
 def problems(draw):
     devices = draw(st.sampled_from([1, 2, 4]))
     size = devices * draw(st.integers(1, 5))
+    hashes = draw(st.none() | st.lists(st.integers(0, 4), min_size=size, max_size=size))
+    equal_targets = ["negatives", "masked"] + ["positives"] * (hashes is not None)
     return {
         "devices": devices,
-        "hashes": draw(st.none() | st.lists(st.integers(0, 4), min_size=size, max_size=size)),
+        "hashes": hashes,
         "seed": draw(st.integers(0, 99)),
         "size": size,
         "options": {
@@ -107,7 +124,7 @@ def problems(draw):
         "choice": draw(
             st.fixed_dictionaries(
                 {
-                    "equal_targets": st.sampled_from(["negatives", "masked", "positives"]),
+                    "equal_targets": st.sampled_from(equal_targets),
                     "label_smoothing": st.sampled_from([0.0, 0.25]),
                 }
             )

@@ -29,7 +29,7 @@ def test_float64_on_a_mesh():
     mesh = make_mesh({"data": 4}, jax.devices()[:4])
     with jax.enable_x64(True), jax.set_mesh(mesh):
         p, t = (jax.device_put(x, batch_sharding(mesh)) for x in (p, t))
-        step = jax.jit(partial(value_and_grads, hashes=HASH, tile=3))
+        step = jax.jit(partial(value_and_grads, hashes=HASH, transport="all_gather", tile=3))
         value, grads = step(p, t, jnp.float64(5.0), jnp.float64(-3.0))
     np.testing.assert_allclose(value, wanted[0], rtol=1e-12)
     for name, grad in zip(NAMES, grads, strict=True):
@@ -76,7 +76,7 @@ def test_ring_holds_nothing_larger_than_a_piece():
     with jax.set_mesh(mesh):
         x = jax.ShapeDtypeStruct((size, width), "float32", sharding=batch_sharding(mesh))
         scalar = jax.ShapeDtypeStruct((), "float32", sharding=replicated(mesh))
-        step = jax.jit(partial(value_and_grads, transport="ring", tile=tile))
+        step = jax.jit(partial(value_and_grads, tile=tile))
         text = step.lower(x, x, scalar, scalar).compile().as_text()
     assert "all-gather" not in text and "reduce-scatter" not in text
     assert max(array_sizes(text)) == max(size * width // devices, tile * tile)
@@ -90,3 +90,7 @@ def test_options_that_do_not_fit():
         sigmoid(x, x, inverse_temperature=1.0, bias=np.zeros(4))
     with pytest.raises(ValueError, match="sigmoid equal_targets"):
         sigmoid(x, x, inverse_temperature=1.0, bias=0.0, equal_targets="both")
+    with pytest.raises(ValueError, match="needs a target_hash"):
+        sigmoid(x, x, inverse_temperature=1.0, bias=0.0, equal_targets="positives")
+    with pytest.raises(ValueError, match="no numbers"):
+        sigmoid(x[:0], x[:0], inverse_temperature=1.0, bias=0.0)
