@@ -7,13 +7,16 @@ spread out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from jepa.errors import UserError
 from jepa.losses.barlow_twins import barlow_twins
@@ -21,6 +24,7 @@ from jepa.losses.cosines import EQUAL_TARGETS, TRANSPORTS
 from jepa.losses.epps_pulley import IMPLEMENTATIONS
 from jepa.losses.infonce import info_nce, inverse_temperature
 from jepa.losses.normality import STATISTICS
+from jepa.losses.precision import widen
 from jepa.losses.regression import KINDS, regression
 from jepa.losses.sigmoid import sigmoid
 from jepa.losses.sigreg import DEFAULT_T_MAX, slice_key
@@ -54,22 +58,27 @@ def default_loss() -> ConfigDict:
             # Of the contrastive terms. Answers such as "yes" stand in a batch more than once: equal
             # ones are "masked", further "positives", or "negatives" like any other.
             "equal_targets": "masked",
-            "transport": "all_gather",  # or "ring": less memory, for batches of many thousands
+            "transport": "ring",  # or "all_gather", for few devices: memory for whole batches
+            "tile": 1024,  # rows, and columns, whose logits exist at a time
             "temperature": 0.07,
-            "learnable_temperature": True,
+            "learnable_temperature": True,  # from `temperature`; else that is used as it is
             "maximum_inverse_temperature": 100.0,
             "hardness": 0.0,
             "label_smoothing": 0.0,
             "sigmoid_bias": -10.0,
+            # Of the terms without negatives.
             "regression_kind": "l2",
             "stop_target_gradient": False,  # of the regression
+            "vicreg_weights": {"invariance": 25.0, "variance": 25.0, "covariance": 1.0},
+            "barlow_twins_redundancy": 5e-3,
             "sigreg": {
                 "slices": 256,
                 "knots": 17,
-                "t_max": None,
+                "t_max": placeholder(float),  # unset: 3 for "folded", 5 for "integral"
                 "form": "folded",
                 "statistic": "epps_pulley",
-                "chunk": None,
+                "scale_by_n": True,
+                "chunk": placeholder(int),  # slices at a time; unset: all
                 "implementation": "xla",
             },
         }
@@ -107,33 +116,87 @@ class PairedLoss:
         return () if learns else ("log_inverse_temperature",)
 
     def check(self) -> None:
-        """Checks names and ranges.
+        """Checks names, ranges, and what goes together.
 
         Raises:
-          UserError: no term with a weight, a value that an option does not know, or options that
-            do not go together.
+          UserError: no term with a weight, a value that an option does not know or that is out of
+            range, or options that do not go together or do nothing.
         """
         loss = self.config
         if not any(loss[term] for term in TERMS):
             raise UserError(
                 f"config.loss has no term; give one of {', '.join(TERMS)} a weight above 0"
             )
-        choices: Mapping[str, tuple[Any, Any]] = {
-            "equal_targets": (loss.equal_targets, EQUAL_TARGETS),
-            "transport": (loss.transport, TRANSPORTS),
-            "regression_kind": (loss.regression_kind, KINDS),
-            "sigreg.form": (loss.sigreg.form, DEFAULT_T_MAX),
-            "sigreg.statistic": (loss.sigreg.statistic, ("epps_pulley", *STATISTICS)),
-            "sigreg.implementation": (loss.sigreg.implementation, IMPLEMENTATIONS),
+        self._check_choices()
+        self._check_ranges()
+        self._check_together()
+
+    def _check_choices(self) -> None:
+        choices: Mapping[str, Any] = {
+            "equal_targets": EQUAL_TARGETS,
+            "transport": TRANSPORTS,
+            "regression_kind": KINDS,
+            "sigreg.form": DEFAULT_T_MAX,
+            "sigreg.statistic": ("epps_pulley", *STATISTICS),
+            "sigreg.implementation": IMPLEMENTATIONS,
         }
-        for key, (value, known) in choices.items():
-            if value not in known:
-                raise UserError(f"config.loss.{key} is {value!r}; use one of {', '.join(known)}")
+        for key, known in choices.items():
+            if self.config[key] not in known:
+                raise UserError(
+                    f"config.loss.{key} is {self.config[key]!r}; use one of {', '.join(known)}"
+                )
+
+    def _check_ranges(self) -> None:
+        def demand(key: str, holds: Callable[[Any], bool], mend: str) -> None:
+            value = self.config[key]
+            # Not a number is in no range; None is what an option is that nobody has set.
+            if value is not None and not (math.isfinite(value) and holds(value)):
+                raise UserError(f"config.loss.{key} is {value}; {mend}")
+
+        weights = (f"vicreg_weights.{name}" for name in self.config.vicreg_weights)
+        for key in (*TERMS, *weights, "barlow_twins_redundancy"):
+            demand(key, lambda x: x >= 0, "a weight is 0 or more")
+        demand("temperature", lambda x: x > 0, "give a number above 0")
+        demand("maximum_inverse_temperature", lambda x: x > 0, "give a number above 0")
+        demand("hardness", lambda x: x >= 0, "give 0, which is plain, or more")
+        demand("label_smoothing", lambda x: 0 <= x < 1, "give a number from 0 to below 1")
+        demand("tile", lambda x: x >= 1, "give 1 or more")
+        demand("sigreg.slices", lambda x: x >= 1, "give 1 or more")
+        demand("sigreg.knots", lambda x: x >= 2, "give 2 or more")
+        demand("sigreg.t_max", lambda x: x > 0, "give a number above 0, or leave it unset")
+        demand("sigreg.chunk", lambda x: x >= 1, "give 1 or more, or leave it unset")
+
+    def _check_together(self) -> None:
+        loss, slices = self.config, self.config.sigreg
+        highest = loss.maximum_inverse_temperature * (1 + 1e-6)
+        if loss.learnable_temperature and 1 / loss.temperature > highest:
+            raise UserError(
+                f"config.loss.temperature is {loss.temperature}, whose inverse is above "
+                f"maximum_inverse_temperature={loss.maximum_inverse_temperature}; raise one of "
+                "them, or set learnable_temperature=False"
+            )
+        for key in ("hardness", "label_smoothing"):
+            if loss[key] and not loss.info_nce:
+                raise UserError(
+                    f"config.loss.{key} is {loss[key]} and does nothing without InfoNCE; set it "
+                    "to 0, or give info_nce a weight above 0"
+                )
         if loss.hardness and (loss.label_smoothing or loss.equal_targets == "positives"):
             raise UserError(
                 f"config.loss.hardness is {loss.hardness}, which goes neither with label_smoothing "
                 "nor with equal_targets='positives'; set it to 0"
             )
+        if slices.statistic != "epps_pulley":
+            if slices.chunk is not None:
+                raise UserError(
+                    f"config.loss.sigreg.chunk is {slices.chunk}, which statistic="
+                    f"{slices.statistic!r} does not have; leave it unset"
+                )
+            if slices.implementation != "xla":
+                raise UserError(
+                    f"config.loss.sigreg.implementation is {slices.implementation!r}, which "
+                    f"statistic={slices.statistic!r} does not have; use 'xla'"
+                )
 
     def __call__(
         self,
@@ -169,14 +232,13 @@ class PairedLoss:
 
     def _contrast(self, prediction, target, learnt, target_hash) -> Metrics:
         loss = self.config
-        scale = inverse_temperature(
-            learnt["log_inverse_temperature"], loss.maximum_inverse_temperature
-        )
+        scale = self._inverse_temperature(learnt["log_inverse_temperature"])
         options = {
             "inverse_temperature": scale,
             "target_hash": target_hash,
             "equal_targets": loss.equal_targets,
             "transport": loss.transport,
+            "tile": loss.tile,
         }
         metrics: Metrics = {"temperature": 1.0 / scale}
         if loss.sigmoid:
@@ -194,13 +256,22 @@ class PairedLoss:
             metrics |= {**found, "info_nce": value}
         return metrics
 
+    def _inverse_temperature(self, log_value: jax.Array) -> jax.Array:
+        if not self.config.learnable_temperature:
+            return jnp.exp(widen(log_value))
+        return inverse_temperature(log_value, self.config.maximum_inverse_temperature)
+
     def _without_negatives(self, prediction: jax.Array, target: jax.Array) -> Metrics:
         loss = self.config
         metrics: Metrics = {}
         if loss.regression:
             goal = jax.lax.stop_gradient(target) if loss.stop_target_gradient else target
             metrics["regression"] = regression(prediction, goal, loss.regression_kind)
-        for name, function in (("vicreg", vicreg), ("barlow_twins", barlow_twins)):
+        baselines = {
+            "vicreg": partial(vicreg, **loss.vicreg_weights),
+            "barlow_twins": partial(barlow_twins, redundancy=loss.barlow_twins_redundancy),
+        }
+        for name, function in baselines.items():
             if loss[name]:
                 value, found = function(prediction, target)
                 metrics |= {f"{name}_{key}": x for key, x in found.items()}

@@ -1,17 +1,25 @@
 """The mixture of losses: every term and every option reaches its loss."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from jepa.errors import UserError
+from jepa.losses.barlow_twins import barlow_twins
 from jepa.losses.infonce import info_nce
 from jepa.losses.sigmoid import sigmoid
 from jepa.losses.sigreg import sigreg, slice_key
+from jepa.losses.vicreg import vicreg
 from jepa.methods.paired_loss import TERMS, PairedLoss, default_loss
 
 HASH = jnp.array([3, 1, 3, 4, 5, 6, 3, 1])
+NAN = float("nan")
+MOMENTS = {"sigreg.statistic": "moments"}
 
 
 def embeddings():
@@ -42,7 +50,7 @@ def test_every_term_is_weighed_and_logged(term):
 def test_options_reach_the_contrastive_losses():
     p, t = embeddings()
     for options in (
-        {"equal_targets": "positives", "label_smoothing": 0.1, "transport": "ring"},
+        {"equal_targets": "positives", "label_smoothing": 0.1, "tile": 3},
         {"equal_targets": "negatives", "hardness": 0.5},
     ):
         total, metrics = evaluate(mixture(info_nce=1.0, temperature=0.2, **options))
@@ -56,6 +64,40 @@ def test_options_reach_the_contrastive_losses():
         "log_inverse_temperature",
         "sigmoid_bias",
     ]
+
+
+def test_options_reach_the_baselines():
+    p, t = embeddings()
+    weights = {"invariance": 2.0, "variance": 0.0, "covariance": 3.0}
+    values = {f"vicreg_weights.{name}": x for name, x in weights.items()}
+    got, _ = evaluate(mixture(vicreg=1.0, **values))
+    np.testing.assert_allclose(got, vicreg(p, t, **weights)[0], rtol=1e-5)
+    got, _ = evaluate(mixture(barlow_twins=1.0, barlow_twins_redundancy=0.5))
+    np.testing.assert_allclose(got, barlow_twins(p, t, redundancy=0.5)[0], rtol=1e-5)
+
+
+def test_options_of_sigreg_by_flags(monkeypatch):
+    given = ("sigreg_target=1.0", "info_nce=0.0", "sigreg.slices=16", "sigreg.scale_by_n=False")
+    given += ("sigreg.chunk=5", "sigreg.t_max=4")
+    monkeypatch.setattr(sys, "argv", ["program", *(f"--config.loss.{x}" for x in given)])
+    values = flags.FlagValues()
+    config = ConfigDict({"loss": default_loss()})
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    values(sys.argv)
+    loss = PairedLoss(values.config.loss, seed=7)
+    loss.check()
+    assert loss.config.sigreg.chunk == 5 and loss.config.sigreg.t_max == 4.0
+    options = {"slices": 16, "chunk": 5, "t_max": 4.0, "scale_by_n": False}
+    wanted = sigreg(embeddings()[1], slice_key(7, 3, 1), **options)
+    np.testing.assert_allclose(evaluate(loss)[0], wanted, rtol=1e-5)
+
+
+def test_a_fixed_temperature_is_used_as_it_is():
+    p, t = embeddings()
+    loss = mixture(info_nce=1.0, temperature=0.005, learnable_temperature=False)
+    loss.check()
+    wanted, _ = info_nce(p, t, inverse_temperature=200.0, target_hash=HASH)
+    np.testing.assert_allclose(evaluate(loss)[0], wanted, rtol=1e-4)
 
 
 def test_slices_change_with_the_step_and_the_side():
@@ -85,8 +127,31 @@ def test_a_temperature_that_is_not_used_is_not_learnt():
         ({"sigreg_target": 1.0, "sigreg.statistic": "ks"}, "sigreg.statistic is 'ks'"),
         ({"sigreg_target": 1.0, "sigreg.implementation": "cuda"}, "implementation is 'cuda'"),
         ({"info_nce": 1.0, "hardness": 1.0, "label_smoothing": 0.1}, "hardness is 1.0"),
+        ({"info_nce": 1.0, "sigmoid": -0.5}, "sigmoid is -0.5; a weight is 0 or more"),
+        ({"sigreg_target": NAN}, "sigreg_target is nan; a weight"),
+        ({"vicreg": 1.0, "vicreg_weights.variance": -1.0}, "vicreg_weights.variance is -1.0"),
+        ({"barlow_twins": 1.0, "barlow_twins_redundancy": -1.0}, "redundancy is -1.0"),
+        ({"info_nce": 1.0, "hardness": -1.0}, "hardness is -1.0; give 0"),
+        ({"info_nce": 1.0, "hardness": NAN}, "hardness is nan"),
+        ({"info_nce": 1.0, "label_smoothing": 1.0}, "label_smoothing is 1.0; give a number from"),
+        ({"sigmoid": 1.0, "label_smoothing": 0.1}, "label_smoothing is 0.1 and does nothing"),
+        ({"sigmoid": 1.0, "hardness": 0.1}, "hardness is 0.1 and does nothing"),
+        ({"info_nce": 1.0, "temperature": 0.0}, "temperature is 0.0; give a number above 0"),
+        ({"info_nce": 1.0, "temperature": 0.005}, "temperature is 0.005, whose inverse is above"),
+        ({"info_nce": 1.0, "maximum_inverse_temperature": -1.0}, "temperature is -1.0; give"),
+        ({"info_nce": 1.0, "tile": 0}, "tile is 0"),
+        ({"sigreg_target": 1.0, "sigreg.slices": 0}, "sigreg.slices is 0"),
+        ({"sigreg_target": 1.0, "sigreg.knots": 1}, "sigreg.knots is 1; give 2 or more"),
+        ({"sigreg_target": 1.0, "sigreg.t_max": 0.0}, "sigreg.t_max is 0.0"),
+        ({"sigreg_target": 1.0, "sigreg.chunk": 0}, "sigreg.chunk is 0"),
+        ({"sigreg_target": 1.0, **MOMENTS, "sigreg.chunk": 8}, "sigreg.chunk is 8, which"),
+        ({"sigreg_target": 1.0, **MOMENTS, "sigreg.implementation": "pallas"}, "is 'pallas'"),
     ],
 )
 def test_mistakes_are_named(values, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=f"config.loss.*{words}"):
         mixture(**values).check()
+
+
+def test_the_defaults_are_no_mistake():
+    PairedLoss(default_loss(), seed=0).check()
