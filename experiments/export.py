@@ -8,6 +8,7 @@ Of a method with a target encoder, the moving average is written, as in every ev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, evaluate, train
+from experiments import cli, restoring, train
 from jepa import methods
 from jepa.data import storage
 from jepa.errors import UserError
@@ -55,16 +56,18 @@ def main(
     workdir.check(directory, config)
     train.check_data(config)
     train.setup(config, devices=devices)
-    wanted = evaluate.find_step(directory, checkpoint, config)
+    wanted = restoring.find_step(directory, checkpoint, config)
+    here = restoring.of_phase(config, directory, wanted)
     mesh = meshes.make_mesh(config.mesh)
     train.distrust_cache(mesh)
-    method = methods.from_config(config)
-    configs.check_run(config, method, mesh.size)
-    restored = evaluate.restore(config, directory, wanted, method, mesh)
-    params = restored.state.target_params or restored.state.params
+    method = methods.from_config(here)
+    configs.check_run(here, method, mesh.size)
+    restored = restoring.restore(config, directory, wanted, method, mesh)
+    params = restored.state.target_params
+    params = restored.state.params if params is None else params
     branch: Any = params
     for name in part.split("/"):
-        if not isinstance(branch, dict) or name not in branch:
+        if not isinstance(branch, Mapping) or name not in branch:
             raise UserError(f"--part={part}: the parameters have {', '.join(sorted(params))}")
         branch = branch[name]
     about = {"method": config.method, "step": str(restored.step), "part": part}
@@ -81,7 +84,7 @@ def _from_flags() -> None:
         config,
         directory,
         OUT.value,
-        checkpoint=evaluate.CHECKPOINT.value,
+        checkpoint=restoring.CHECKPOINT.value,
         part=PART.value,
         devices=train.DEVICES.value,
     )

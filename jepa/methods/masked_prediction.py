@@ -10,10 +10,10 @@ blocks of a mask, Kt tokens of each, D width, F numbers of a target (D times the
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
@@ -23,6 +23,7 @@ from ml_collections.config_dict import placeholder
 from jepa.errors import UserError, check_keys
 from jepa.losses.regression import KINDS, regression
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
+from jepa.methods.masked_batch import Mask, parts
 from jepa.models import flops as count
 from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.vit import IMAGE, VIDEO, VideoTransformer
@@ -30,9 +31,6 @@ from jepa.nn.frames import frames_shape, to_float
 from jepa.nn.norms import LayerNorm
 from jepa.nn.rotary import grid_positions
 from jepa.parallel import partition
-
-# The stream of a second batch, of images, beside the clips; it has a video and masks of its own.
-IMAGES = "images"
 
 
 def default_encoder(**values: Any) -> ConfigDict:
@@ -74,29 +72,6 @@ def default_predictor(**values: Any) -> ConfigDict:
     )
     section.update(values)
     return section
-
-
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """What one kind of mask hides of a batch.
-
-    Attributes:
-      name: of the kind.
-      context: int `[B, Kc]`, what is seen.
-      targets: int `[B, M, Kt]`, blocks that are predicted, each by itself; or `[B, Kt]`, one block.
-      number: of the kind, in a fixed order; its mask token where there is one for each.
-    """
-
-    name: str
-    context: Any
-    targets: Any
-    number: int
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        """M and Kt."""
-        *blocks, size = self.targets.shape[1:]
-        return (*blocks, 1)[0], size
 
 
 class MaskedPrediction:
@@ -229,12 +204,12 @@ class MaskedPrediction:
 
     def tokens(self, params: Params, video: jax.Array, ids: jax.Array | None = None) -> jax.Array:
         """What the predictor reads `[B, N or K, D * levels]`: all tokens, or those at `ids`."""
-        return self.encoder.apply({"params": params["encoder"]}, video, ids, method="hierarchy")
+        return apply(self.encoder, params["encoder"], video, ids, method="hierarchy")
 
     def normalised(self, tokens: jax.Array, width: int) -> jax.Array:
         """Tokens `[B, N, F]` as targets: each part of `width` numbers normalised by itself."""
         levels = tokens.reshape(*tokens.shape[:-1], -1, width)
-        return self.target_norm.apply({}, levels).reshape(tokens.shape)
+        return apply(self.target_norm, {}, levels).reshape(tokens.shape)
 
     def goal(self, params: Params, target_params: Params | None, video: jax.Array) -> jax.Array:
         """What is to be predicted at each place, `[B, N, F]`, without a gradient."""
@@ -278,8 +253,9 @@ class MaskedPrediction:
         """Adds one mask's arrays to `outputs`; returns what was predicted for its context."""
         batch, (blocks, size) = video.shape[0], mask.blocks
         seen = self.tokens(params, video, mask.context)
-        predicted, context = self.predictor.apply(
-            {"params": params["predictor"]},
+        predicted, context = apply(
+            self.predictor,
+            params["predictor"],
             jnp.repeat(seen, blocks, axis=0),
             jnp.repeat(mask.context, blocks, axis=0),
             mask.targets.reshape(batch * blocks, size),
@@ -336,7 +312,7 @@ class MaskedPrediction:
         """Returns the encoder's `tokens["video"]` `[B, N, D]` and their mean, `pooled["video"]`."""
         del state
         video = to_float(batch["video"], self.dtype)
-        tokens = self.encoder.apply({"params": params["encoder"]}, video)
+        tokens = apply(self.encoder, params["encoder"], video)
         wide = jnp.promote_types(tokens.dtype, jnp.float32)
         return Outputs(
             tokens={"video": tokens}, pooled={"video": jnp.mean(tokens, axis=1, dtype=wide)}
@@ -367,21 +343,9 @@ def width_of(encoder: VideoTransformer) -> int:
     return encoder.width * max(len(encoder.taps), 1)
 
 
-def parts(batch: Batch) -> Iterator[tuple[Any, tuple[Mask, ...]]]:
-    """(video stream, its masks) of a batch: the clips, and the images where there are any."""
-    masks = tuple(_masks(batch["masks"], "", 0))
-    yield batch["video"], masks
-    if IMAGES in batch:
-        images = batch[IMAGES]
-        yield images["video"], tuple(_masks(images["masks"], f"{IMAGES}/", len(masks)))
-
-
-def _masks(masks: Batch, prefix: str, first: int) -> Iterator[Mask]:
-    if "context" in masks:
-        yield Mask(f"{prefix}blocks", masks["context"], masks["targets"], first)
-        return
-    for number, name in enumerate(sorted(masks), first):
-        yield Mask(f"{prefix}{name}", masks[name]["context"], masks[name]["target"], number)
+def apply(module: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
+    """What a module makes of its inputs with these parameters."""
+    return module.apply({"params": params}, *inputs, **options)
 
 
 def names(outputs: Outputs) -> list[str]:

@@ -29,10 +29,10 @@ from jepa.interop import parameters
 from jepa.losses.dense import distance_to_masked, ramp
 from jepa.losses.regression import regression
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
+from jepa.methods.masked_batch import IMAGES, Mask
 from jepa.methods.masked_prediction import (
-    IMAGES,
-    Mask,
     MaskedPrediction,
+    apply,
     at,
     default_encoder,
     default_predictor,
@@ -285,7 +285,7 @@ class Distillation(VJEPA21):
     def goal(self, params: Params, target_params: Params | None, video: jax.Array) -> jax.Array:
         """The teacher's last layer, normalised."""
         del target_params
-        tokens = self.teacher.apply({"params": params["teacher"]}, video)
+        tokens = apply(self.teacher, params["teacher"], video)
         return jax.lax.stop_gradient(self.normalised(tokens, self.teacher.width))
 
     def target_encoder(self) -> VideoTransformer:
