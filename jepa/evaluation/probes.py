@@ -245,7 +245,8 @@ class Suite:
         tuner = probes_finetune.FineTuner(
             encoder, self._data, classes=fold.classes, options=options, mesh=self._mesh
         )
-        config, tried = self.config, []
+        config = self.config
+        tried: list[tuple[float, np.ndarray, Any]] = []
         for rate in options.learning_rates:
             weights = tuner.train(
                 config.train_split,

@@ -140,7 +140,12 @@ def _begin(model: AttentiveProbe, count: int, shape: tuple[int, ...], seed: int)
 
 @partial(jax.jit, static_argnums=0)
 def _forward(model: AttentiveProbe, params: Any, tokens: jax.Array) -> jax.Array:
-    return jax.vmap(lambda one: model.apply({"params": one}, tokens))(params)
+    """Logits `[P, B, C]`."""
+
+    def one(params: Any) -> Any:
+        return model.apply({"params": params}, tokens)
+
+    return jax.vmap(one)(params)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))

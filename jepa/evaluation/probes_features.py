@@ -83,7 +83,8 @@ def of_method(
     """
 
     def apply(arguments: Any, video: Video) -> dict[str, jax.Array]:
-        outputs = method.embed(*arguments, {"video": video})
+        of_params, of_state = arguments
+        outputs = method.embed(of_params, of_state, {"video": video})
         if "video" not in outputs.pooled or "video" not in outputs.tokens:
             raise UserError(
                 f"{type(method).__name__}.embed gives no pooled['video'] and tokens['video'] for a "

@@ -75,7 +75,7 @@ def rates(params: Any, decay: float) -> Any:
         )
     (depth,) = depths
 
-    def factor(path: Any, leaf: Any) -> np.ndarray:
+    def factor(path: Any, leaf: Any) -> np.ndarray | np.float32:
         name = path_name(path)
         if name.startswith("blocks/"):
             below = depth - np.arange(depth)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,13 +156,11 @@ def _solve(
             gap,
         )
 
-    def unfinished(carry: tuple[jax.Array, tuple[jax.Array, ...]]) -> jax.Array:
+    def unfinished(carry: Any) -> jax.Array:
         number, state = carry
         return (number < iterations) & jnp.any(state[-1] > tolerance)
 
-    def advance(
-        carry: tuple[jax.Array, tuple[jax.Array, ...]],
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def advance(carry: Any) -> Any:
         number, state = carry
         return number + 1, jax.vmap(step)(state, l2)
 
