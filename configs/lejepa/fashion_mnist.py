@@ -65,7 +65,7 @@ def get_config(kind: str = "lejepa") -> ConfigDict:
     config.optimizer.warmup_steps = 50
 
     config.train = default_train_config()
-    config.train.steps = 2000
+    config.train.steps = 1600
     config.train.global_batch = 256
     config.train.log_every = 50
     config.train.save_every = 500
