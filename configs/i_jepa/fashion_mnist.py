@@ -56,8 +56,8 @@ def get_config() -> ConfigDict:
     config.ema.update(momentum=0.99, final_momentum=1.0, schedule="linear")
 
     config.train = default_train_config()
-    config.train.steps = 8000
-    config.train.global_batch = 256
+    config.train.steps = 3000
+    config.train.global_batch = 128
     config.train.log_every = 50
-    config.train.save_every = 1000
+    config.train.save_every = 500
     return config

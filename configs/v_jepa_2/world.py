@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/v_jepa_2/world.py --workdir=runs/v_jepa_2
 
-16 frames of 64 pixels in tubelets of 2 x 8 x 8 (512 tokens). What differs from the paper's recipe,
+16 frames of 64 pixels in tubelets of 4 x 8 x 8 (256 tokens). What differs from the paper's recipe,
 because a run has minutes: Muon in place of AdamW, absolute positions beside the rotary ones, tanh
 in the GELU, a moving average that forgets faster, and one phase. The blocks of the masks leave on
 average what they leave; nothing is cut to the smallest of a batch.
@@ -38,12 +38,12 @@ def get_config() -> ConfigDict:
     config.data.pixels = "yuv420"
     config.data.cache = "disk"
     config.data.patch = 8
-    config.data.tubelet = 2
+    config.data.tubelet = 4
     config.data.masks = ConfigDict({"sampler": "tubes"})
 
     config.model = default_model()
     config.model.encoder.update(
-        patch=8, tubelet=2, width=128, depth=4, heads=2, positions="sincos", gelu="tanh"
+        patch=8, tubelet=4, width=128, depth=4, heads=2, positions="sincos", gelu="tanh"
     )
     config.model.predictor.update(width=64, depth=2, heads=2, positions="sincos", gelu="tanh")
 
@@ -58,8 +58,8 @@ def get_config() -> ConfigDict:
     config.ema.update(momentum=0.99, final_momentum=1.0, schedule="linear")
 
     config.train = default_train_config()
-    config.train.steps = 2000
+    config.train.steps = 1000
     config.train.global_batch = 64
     config.train.log_every = 20
-    config.train.save_every = 500
+    config.train.save_every = 250
     return config
