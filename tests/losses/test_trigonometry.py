@@ -19,6 +19,17 @@ def test_sine_and_cosine_of_long_arguments(end, tolerance):
         assert (sine[0], cosine[0]) == (0, 1)
 
 
+def test_derivatives_are_cosines_and_sines():
+    x = np.random.default_rng(0).uniform(-100, 100, 10_000).astype(np.float32)
+    exact = x.astype(np.float64)
+    for which, derivatives in ((0, (np.cos, lambda a: -np.sin(a))), (1, (lambda a: -np.sin(a),))):
+        function = lambda a, which=which: sine_cosine(a)[which]  # noqa: E731
+        for wanted in derivatives:
+            function = jax.grad(function)
+            found = jax.jit(jax.vmap(function))(x)
+            np.testing.assert_allclose(found, wanted(exact), atol=2e-7)
+
+
 def test_sine_and_cosine_stay_bounded_and_pass_nan_on():
     sine, cosine = sine_cosine(jnp.asarray([1e8, -1e12, 3e38, jnp.nan, -jnp.inf], jnp.float32))
     assert np.abs(sine[:3]).max() <= 1 + 1e-6
