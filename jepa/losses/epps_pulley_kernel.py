@@ -56,10 +56,10 @@ def characteristic_sums(
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums over the rows of `cos(t_k p)` and `sin(t_k p)`, `p = x @ directions` in float32.
+    """Sums over the rows of `cos(t_k p) - exp(-t_k^2 / 2)` and `sin(t_k p)`, `p = x @ directions`.
 
     Args:
-      x: `[n, D]`, float32 or bfloat16; widened tile by tile.
+      x: `[n, D]` float32.
       directions: `[D, S]` float32.
       start: first knot.
       spacing: distance between knots.
@@ -77,7 +77,7 @@ def characteristic_sums(
     x = x if interpret else _on_tpu(x)
     count, width = x.shape
     slices = directions.shape[1]
-    tiles = tiles_for(count, width, slices, knots, x.dtype.itemsize, backward=False)
+    tiles = tiles_for(count, width, slices, knots, backward=False)
     directions = _pad_slices(directions, tiles.slices)
     padded = directions.shape[1]
     sums = jax.ShapeDtypeStruct((knots, padded), jnp.float32)
@@ -119,7 +119,7 @@ def pull_back(
     """`(sum_k sine_weights sin(t_k p) + cosine_weights cos(t_k p)) @ directions.T`.
 
     Args:
-      x: `[n, D]`, float32 or bfloat16.
+      x: `[n, D]` float32.
       directions: `[D, S]` float32.
       sine_weights: `[K, S]` float32.
       cosine_weights: `[K, S]` float32.
@@ -144,7 +144,7 @@ def pull_back(
     x = x if interpret else _on_tpu(x)
     count, width = x.shape
     slices = directions.shape[1]
-    tiles = tiles_for(count, width, slices, knots, x.dtype.itemsize, backward=True)
+    tiles = tiles_for(count, width, slices, knots, backward=True)
     # Slices of zeros with weights of zero: they add nothing to the sum over slices.
     directions, sine_weights, cosine_weights = (
         _pad_slices(a, tiles.slices) for a in (directions, sine_weights, cosine_weights)
@@ -169,9 +169,7 @@ def pull_back(
     )(x, directions, sine_weights, cosine_weights)
 
 
-def tiles_for(
-    count: int, width: int, slices: int, knots: int, itemsize: int, *, backward: bool
-) -> Tiles:
+def tiles_for(count: int, width: int, slices: int, knots: int, *, backward: bool) -> Tiles:
     """Chooses the tiles with the least traffic among those that fit into the kernel's memory.
 
     The forward pass reads `x` once for every tile of slices, the backward pass the directions
@@ -185,7 +183,7 @@ def tiles_for(
         Tiles(rows, columns)
         for rows in _useful(ROW_TILES, count)
         for columns in _useful(SLICE_TILES, slices)
-        if vmem_bytes(Tiles(rows, columns), width, knots, itemsize, backward=backward) <= VMEM_BYTES
+        if vmem_bytes(Tiles(rows, columns), width, knots, backward=backward) <= VMEM_BYTES
     ]
     if not fitting:
         raise ValueError(
@@ -202,7 +200,7 @@ def tiles_for(
     return min(fitting, key=cost)
 
 
-def vmem_bytes(tiles: Tiles, width: int, knots: int, itemsize: int, *, backward: bool) -> int:
+def vmem_bytes(tiles: Tiles, width: int, knots: int, *, backward: bool) -> int:
     """Counts the kernel's memory: what is streamed is there twice, and registers are 8 by 128.
 
     The compiler's own share is an upper bound to what was measured for v5e.
@@ -210,7 +208,7 @@ def vmem_bytes(tiles: Tiles, width: int, knots: int, itemsize: int, *, backward:
     lanes = math.ceil(width / LANES) * LANES
     sublanes = math.ceil(width / 8) * 8
     sums = math.ceil(knots / 8) * 8 * tiles.slices * 4
-    streamed = tiles.rows * lanes * itemsize + sublanes * tiles.slices * 4 + 2 * sums
+    streamed = tiles.rows * lanes * 4 + sublanes * tiles.slices * 4 + 2 * sums
     scratch = tiles.rows * LANES * 4
     compilers = (4 * tiles.rows + 2 * sublanes) * LANES * 4
     if backward:
@@ -230,10 +228,9 @@ def _check(x: jax.Array, directions: jax.Array, knots: int) -> None:
         raise ValueError(f"needs [n, D] and [D, S], not {x.shape} and {directions.shape}")
     if 0 in x.shape or directions.shape[1] < 1 or knots < 1:
         raise ValueError(f"nothing to sum: {x.shape}, {directions.shape} and {knots} knots")
-    if x.dtype not in (jnp.float32, jnp.bfloat16) or directions.dtype != jnp.float32:
+    if x.dtype != jnp.float32 or directions.dtype != jnp.float32:
         raise ValueError(
-            "the kernel takes float32 or bfloat16 rows and float32 directions, not "
-            f"{x.dtype} and {directions.dtype}; use the XLA form"
+            f"the kernel takes float32, not {x.dtype} and {directions.dtype}; use the XLA form"
         )
 
 
@@ -273,17 +270,20 @@ def _sums_kernel(x, directions, cosines, sines, p, cosine_parts, sine_parts, **s
 
     def strip(rows: pl.Slice, columns: pl.Slice | slice) -> None:
         angles = p[rows, :]
+        added: jax.Array | int = STRIP // 8  # Rows in each of `_by_sublane`'s sums.
         if count % p.shape[0]:
             row = jax.lax.broadcasted_iota(jnp.int32, angles.shape, 0)
             there = row < count - tile * p.shape[0] - rows.start
             angles = jnp.where(there, angles, 0.0)  # What is beyond the rows may be NaN.
+            added = _by_sublane(there.astype(jnp.float32))
         (cosine, sine), step = _rotations(angles, start, spacing)
         if count % p.shape[0]:
             cosine, sine = jnp.where(there, cosine, 0.0), jnp.where(there, sine, 0.0)
         for k in range(knots):
             if k:
                 cosine, sine = _rotate(cosine, sine, *step)
-            cosine_parts[k, :, columns] += _by_sublane(cosine)
+            expected = math.exp(-((start + k * spacing) ** 2) / 2)
+            cosine_parts[k, :, columns] += _by_sublane(cosine) - added * expected
             sine_parts[k, :, columns] += _by_sublane(sine)
 
     @pl.loop(0, directions.shape[1], step=LANES)
@@ -329,7 +329,7 @@ def _pull_back_kernel(x, directions, sine_weights, cosine_weights, out, p, *, st
 def _product(left, right: jax.Array, contract: int) -> jax.Array:
     """Contracts the last dimension of `left` with dimension `contract` of `right`, in float32."""
     return jax.lax.dot_general(
-        left[...].astype(jnp.float32),
+        left[...],
         right,
         (((1,), (contract,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST,

@@ -18,6 +18,8 @@ Three things that published implementations do, and this one does not:
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ from jax.typing import DTypeLike
 
 from jepa.losses.epps_pulley import IMPLEMENTATIONS, Plan, epps_pulley, project
 from jepa.losses.normality import STATISTICS
-from jepa.losses.precision import widen
+from jepa.losses.precision import check_floats, widen
 from jepa.parallel.partition import constrain
 
 DEFAULT_T_MAX = {"folded": 3.0, "integral": 5.0}
@@ -89,6 +91,7 @@ def sigreg(
     """
     if x.ndim not in (2, 3):
         raise ValueError(f"sigreg needs [N, D] or [V, N, D], not {x.shape}")
+    check_floats("sigreg", x)
     if slices < 1 or (chunk is not None and chunk < 1):
         raise ValueError(f"sigreg needs at least one slice, not {slices} in chunks of {chunk}")
     if views not in VIEWS:
@@ -147,15 +150,16 @@ def quadrature(form: str, knots: int, t_max: float | None) -> tuple[np.ndarray, 
     the same sum at half the cost.
 
     Raises:
-      ValueError: an unknown form, fewer than two knots, or a `t_max` that is not positive.
+      ValueError: an unknown form, fewer than two knots, or a `t_max` that is not positive
+        and finite.
     """
     if form not in DEFAULT_T_MAX:
         raise ValueError(f"sigreg form {form!r} is none of {tuple(DEFAULT_T_MAX)}")
     if knots < 2:
         raise ValueError(f"sigreg needs at least two knots, not {knots}")
     end = DEFAULT_T_MAX[form] if t_max is None else float(t_max)
-    if end <= 0:
-        raise ValueError(f"sigreg needs a positive t_max, not {end}")
+    if not 0 < end < math.inf:
+        raise ValueError(f"sigreg needs a positive, finite t_max, not {end}")
     points = np.linspace(0.0 if form == "folded" else -end, end, knots)
     weights = np.full(knots, points[1] - points[0])
     weights[[0, -1]] /= 2

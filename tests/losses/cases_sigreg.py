@@ -27,6 +27,11 @@ def epps_pulley(x, *, low, high, knots, fold):
     return len(x) * np.mean(error @ (weights * gaussian))
 
 
+def moments(x):
+    hermite = (x, x**2 - 1, x**3 - 3 * x, x**4 - 6 * x**2 + 3)
+    return sum(len(x) * h.mean(0) ** 2 / f for h, f in zip(hermite, (1, 2, 6, 24), strict=True))
+
+
 FOLDED = {"low": 0.0, "high": 3.0, "knots": 17, "fold": 2}
 
 
@@ -60,6 +65,12 @@ CASES = [
         knots=10,
         t_max=3.0,
         chunk=5,
+    ),
+    case(
+        "moments",
+        lambda x: np.mean(moments(x @ directions(6))),
+        one,
+        statistic="moments",
     ),
     case("pooled", lambda x: epps_pulley(x.reshape(-1, 6), **FOLDED), views, views="pooled"),
 ]

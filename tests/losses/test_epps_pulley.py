@@ -80,7 +80,8 @@ def test_device_local_functions(monkeypatch, start, spacing, knots, block):
         gradient = pull(x, directions, a, b, start, spacing)
     t = start + spacing * np.arange(knots)
     angles = t[:, None, None] * (np.asarray(x) @ np.asarray(directions))
-    np.testing.assert_allclose(cosines, np.cos(angles).sum(1), atol=1e-12)
+    expected = np.exp(-(t**2) / 2)[:, None, None]
+    np.testing.assert_allclose(cosines, (np.cos(angles) - expected).sum(1), atol=1e-12)
     np.testing.assert_allclose(sines, np.sin(angles).sum(1), atol=1e-12)
     slopes = np.einsum("kns,ks->ns", np.sin(angles), a) + np.einsum("kns,ks->ns", np.cos(angles), b)
     np.testing.assert_allclose(gradient, slopes @ np.asarray(directions).T, atol=1e-12)
@@ -92,6 +93,15 @@ def test_plan_leaves_out_the_knot_zero():
     even = plan("integral", 10)
     np.testing.assert_allclose(even.points, quadrature("integral", 10, None)[0], rtol=1e-14)
     assert plan("integral", 2).points.tolist() == [5.0]
+
+
+@pytest.mark.parametrize("knots", [5, 13, 17, 25])
+def test_one_sine_serves_where_the_first_knot_is_one_spacing_from_zero(knots):
+    for form in ("folded", "integral"):
+        for t_max in (3.0, 4.7, 5.0):
+            made = Plan.of(*quadrature(form, knots, t_max))
+            assert made.start == made.spacing
+            np.testing.assert_allclose(made.points[-1], t_max, rtol=1e-14)
 
 
 @functools.partial(jax.jit, static_argnums=2, compiler_options=QUICK)
@@ -138,14 +148,52 @@ def test_turning_samples_and_slices_together_changes_nothing():
     np.testing.assert_allclose(turned_gradient, gradient @ turn, atol=1e-5 * abs(gradient).max())
 
 
-def test_the_kernel_is_chosen_by_name(monkeypatch):
+def test_digits_do_not_drown_in_many_samples():
+    # A sum of cosines is near N, and what counts of it near sqrt(N).
+    x, directions = arrays(131_072, 8, 16, views=1)
+    value = jax.jit(epps_pulley, static_argnums=2)(x, directions, plan())
+    with jax.enable_x64():
+        x, directions = (jnp.asarray(np.asarray(a, np.float64)) for a in (x, directions))
+        wanted = jax.jit(epps_pulley, static_argnums=2)(x, directions, plan())
+        wanted = np.asarray(wanted)
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+
+
+def test_second_derivatives_are_those_of_float64():
+    def curvature(x, directions):
+        def slope(x):
+            return jax.grad(lambda x: jnp.sum(epps_pulley(x, directions, plan())))(x)
+
+        way = jnp.cos(x)
+        return jax.grad(lambda x: jnp.vdot(slope(x), way))(x)
+
+    x, directions = arrays(views=1)
+    found = jax.jit(curvature, compiler_options=QUICK)(x, directions)
+    with jax.enable_x64():
+        x, directions, step = np.asarray(x, np.float64), np.asarray(directions, np.float64), 1e-5
+        forward, backward = (
+            value_and_grad(jnp.asarray(x + way * np.cos(x)), jnp.asarray(directions), plan())[1]
+            for way in (step, -step)
+        )
+        wanted = np.asarray(forward - backward) / (2 * step)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * abs(wanted).max())
+
+
+@pytest.mark.parametrize("shape", [None, {"data": 2, "fsdp": 2}])
+def test_the_kernel_is_chosen_by_name(monkeypatch, shape):
     for name in ("characteristic_sums", "pull_back"):
         function = getattr(epps_pulley_kernel, name)
         monkeypatch.setattr(epps_pulley_kernel, name, functools.partial(function, interpret=True))
-    x, directions = arrays(views=1)
-    chosen = plan("integral", 5, implementation="pallas")
-    values, gradient = value_and_grad(x, directions, chosen)
+    x, directions = arrays(views=1 if shape is None else 2)
     wanted, wanted_gradient = value_and_grad(x, directions, plan("integral", 5))
+    chosen = plan("integral", 5, implementation="pallas")
+    if shape is None:
+        values, gradient = value_and_grad(x, directions, chosen)
+    else:
+        mesh = make_mesh(shape, jax.devices()[:4])
+        with jax.set_mesh(mesh):
+            rows = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+            values, gradient = value_and_grad(jax.device_put(x, rows), directions, chosen)
     np.testing.assert_allclose(values, wanted, rtol=1e-5)
     np.testing.assert_allclose(gradient, wanted_gradient, atol=1e-5 * abs(wanted_gradient).max())
 

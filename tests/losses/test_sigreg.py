@@ -230,6 +230,7 @@ def test_bfloat16_is_widened():
         ({"form": "paper"}, "paper"),
         ({"knots": 1}, "two knots"),
         ({"t_max": 0.0}, "t_max"),
+        ({"t_max": float("nan")}, "t_max"),
         ({"slices": 0}, "slice"),
         ({"chunk": 0}, "chunk"),
         ({"views": "all"}, "views"),
@@ -246,3 +247,6 @@ def test_bad_arguments(options, word):
 def test_bad_shapes():
     with pytest.raises(ValueError, match="N, D"):
         sigreg(jnp.zeros(3), jax.random.key(0))
+    for shape in ((0, 3), (2, 0, 3)):
+        with pytest.raises(ValueError, match="no numbers"):
+            sigreg(jnp.zeros(shape), jax.random.key(0))
