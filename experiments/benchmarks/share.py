@@ -105,7 +105,10 @@ def _counts(
         ("FLOPs", our_flops, step_flops, "GFLOP"),
         ("bytes", our_bytes, step_bytes, "GB"),
     ):
-        note = f"{ours / 1e9:.3g} of {(ours + rest) / 1e9:,.0f} {unit}, counted; {about}"
+        note = (
+            f"{ours / 1e9:.3g} of {(ours + rest) / 1e9:,.0f} {unit}, counted, "
+            f"without drawing the slices; {about}"
+        )
         percent = 100 * ours / (ours + rest)
         found.append(Measurement(f"SIGReg's share of a train step: {name}", percent, "%", note))
     return found
@@ -135,9 +138,9 @@ def _step_bytes(
 def _sigreg_bytes(samples: int, width: int, slices: int) -> float:
     """Bytes by the same rule, in float32.
 
-    Slices are written, and read forward and backward; samples are read and their gradient is
-    written; projections are written, read for the sums, read for their gradient, and that is
-    written and read.
+    Slices are written, and read forward and backward (what drawing them moves besides is not
+    counted); samples are read and their gradient is written; projections are written, read for the
+    sums, read for their gradient, and that is written and read.
     """
     return 4.0 * (3 * width * slices + 2 * samples * width + 5 * samples * slices)
 
