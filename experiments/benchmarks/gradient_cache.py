@@ -1,6 +1,16 @@
 """The gradient cache against the whole batch: whether it is equal, and what memory it saves.
 
 Letters: B examples, M micro-batches.
+
+The cache holds the activations of one micro-batch, and sums of gradients, which have the size of
+the parameters whatever B and M are. What is promised is of activations, and a compiler reports all
+temporaries together; so the two are told apart by how temporaries grow:
+
+- of the cache, over `FIT` numbers of micro-batches, as `constant + slope / M` (least squares);
+- of the whole batch, over B / 2 and B examples, as `constant + slope * B`.
+
+What goes to the constant is what no smaller micro-batch would save, representations of the batch
+included; the rest is activations.
 """
 
 from __future__ import annotations
@@ -22,6 +32,7 @@ from jepa.training.gradients import Gradient, cached, whole
 
 DIFFERENCE = 1e-6
 MEMORY_SHARE = 1 / 8
+FIT = (4, 8, 16)
 
 
 def measure(
@@ -57,38 +68,78 @@ def measure(
         value, _ = info_nce(x, y, inverse_temperature=10.0)
         return value + sigreg(x, jax.random.key(1), slices=64), {}
 
-    progress(f"gradient cache: the whole batch of {batch}")
-    temporary, wanted = _run(whole(represent, objective), params, views)
     about = f"ViT {model}/8, {size} px, B {batch}, InfoNCE and SIGReg, float32"
-    found = [Measurement("whole batch: temporary memory", temporary / 1e6, "MB", about)]
-    for count in parts:
+    progress(f"gradient cache: the whole batch of {batch}")
+    wanted_program = _compiled(whole(represent, objective), params, views)
+    temporary, wanted = _temporary(wanted_program), _gradients(wanted_program, params, views)
+    half = jax.tree.map(lambda x: x[: batch // 2], views)
+    activations = 2 * (temporary - _temporary(_compiled(whole(represent, objective), params, half)))
+    programs = {}
+    for count in sorted({*parts, *FIT}):
         progress(f"gradient cache: {count} micro-batches")
-        memory, gradients = _run(cached(represent, objective, count), params, views)
-        name = f"gradient cache, {count} micro-batches"
+        programs[count] = _compiled(cached(represent, objective, count), params, views)
+    constant = _constant({count: _temporary(programs[count]) for count in FIT})
+    parameters = sum(x.nbytes for x in jax.tree.leaves(params))
+    found = [
+        Measurement("whole batch: temporary memory", temporary / 1e6, "MB", about),
+        Measurement(
+            "whole batch: activations",
+            activations / 1e6,
+            "MB",
+            "the part of its temporary memory that grows with B: twice what B has over B / 2",
+        ),
+        Measurement(
+            "gradient cache: temporary memory that is no activations",
+            constant / 1e6,
+            "MB",
+            f"a of temporaries = a + b / M, least squares over M in {FIT}; above all sums of "
+            f"gradients: the parameters have {parameters / 1e6:,.3g} MB",
+        ),
+    ]
+    for count in parts:
+        memory = _temporary(programs[count])
         difference = Measurement(
-            f"{name}: relative difference of the gradient",
-            _difference(gradients, wanted),
+            f"gradient cache, {count} micro-batches: relative difference of the gradient",
+            _difference(_gradients(programs[count], params, views), wanted),
             "",
             f"in norm over all parameters; {about}",
         )
         share = Measurement(
-            f"{name} / whole batch: temporary memory",
-            memory / temporary,
+            f"gradient cache, {count} micro-batches / whole batch: activations",
+            (memory - constant) / activations,
             "x",
-            "as compiled; activations, and the sums of gradients",
+            "as compiled: temporary memory less a, over the part that grows with B",
         )
         if bar:
             difference = difference.held_to(at_most=DIFFERENCE)
             share = share.held_to(at_most=MEMORY_SHARE)
-        found += [difference, share]
+        everything = Measurement(
+            f"gradient cache, {count} micro-batches / whole batch: temporary memory",
+            memory / temporary,
+            "x",
+            "as compiled: activations, and the sums of gradients",
+        )
+        found += [difference, share, everything]
     return [dataclasses.asdict(dataclasses.replace(item, device="CPU")) for item in found]
 
 
-def _run(gradient: Gradient, params: Any, batch: Any) -> tuple[int, Any]:
-    """Temporary bytes of the compiled gradient, and the gradient."""
-    program: Any = jax.jit(gradient).lower(params, {}, batch, jax.random.key(2)).compile()
-    found = program(params, {}, batch, jax.random.key(2))
-    return program.memory_analysis().temp_size_in_bytes, jax.device_get(found.gradients)
+def _compiled(gradient: Gradient, params: Any, batch: Any) -> Any:
+    return jax.jit(gradient).lower(params, {}, batch, jax.random.key(2)).compile()
+
+
+def _temporary(program: Any) -> int:
+    """Bytes."""
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def _gradients(program: Any, params: Any, batch: Any) -> Any:
+    return jax.device_get(program(params, {}, batch, jax.random.key(2)).gradients)
+
+
+def _constant(temporaries: dict[int, int]) -> float:
+    """The a of `a + b / M` in bytes, by least squares, from bytes by M."""
+    inverse = [1 / count for count in temporaries]
+    return float(np.polynomial.polynomial.polyfit(inverse, list(temporaries.values()), 1)[0])
 
 
 def _difference(found: Any, wanted: Any) -> float:

@@ -72,7 +72,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("share_model", "cache_model"):
         if getattr(args, name) not in VITS:
             raise UserError(f"--{name} is {getattr(args, name)!r}; use one of {', '.join(VITS)}")
-    for name, unit in (("share_size", 16), ("cache_size", 8)):
+    for name, unit in (("share_size", 16), ("cache_size", 8), ("cache_batch", 16)):
         if getattr(args, name) % unit:
             raise UserError(f"--{name} is {getattr(args, name)}; use a multiple of {unit}")
     if args.infonce_batch % args.infonce_devices:

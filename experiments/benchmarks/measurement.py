@@ -69,12 +69,14 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round, one call after another in every round.
 
-    So a change of the machine's mood meets all of them. `pause` seconds before each let threads
-    that spin in wait of the last call's work go to sleep.
+    So a change of the machine's mood meets all of them. Every other round goes through the calls
+    backwards, so that none always finds what the same other one left in the caches. `pause`
+    seconds before each let threads that spin in wait of the last call's work go to sleep.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
-        for name, call in calls.items():
+        for name in list(calls)[:: -1 if number % 2 else 1]:
+            call = calls[name]
             time.sleep(pause)
             start = time.perf_counter()
             call()

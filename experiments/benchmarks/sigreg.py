@@ -42,9 +42,11 @@ def measure(
         )
     set_cpu_devices(1)
     sizes = {"samples": samples, "dim": dim, "slices": slices, "knots": knots}
+    import torch
+
     note = f"N {samples:,}, D {dim:,}, {slices:,} slices, {knots} knots, float32, loss and gradient"
     found = [*_memory(sizes, note, bar), *_time(sizes, rounds, note, bar), *_agreement(sizes)]
-    device = f"CPU, {os.cpu_count()} cores"
+    device = f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads of PyTorch"
     return [dataclasses.asdict(dataclasses.replace(item, device=device)) for item in found]
 
 

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from loading_helpers import record, write  # noqa: E402
 
 from experiments import benchmark  # noqa: E402
-from experiments.benchmarks import child, measurement, share  # noqa: E402
+from experiments.benchmarks import child, gradient_cache, measurement, share  # noqa: E402
 from experiments.benchmarks.measurement import Measurement  # noqa: E402
 from jepa.errors import UserError  # noqa: E402
 from jepa.models import flops  # noqa: E402
@@ -69,12 +69,31 @@ def test_contrastive_losses_are_compared_with_the_full_matrix(tmp_path):
             memory = found[f"InfoNCE, {transport}, {dtype}: temporary memory a device"]
             assert memory["value"] > 0 and memory["device"] == "8 CPU devices"
             assert memory["bar"] == ""  # of other sizes nothing was promised
+    constant = found["gradient cache: temporary memory that is no activations"]["value"]
+    activations = found["whole batch: activations"]["value"]
+    whole = found["whole batch: temporary memory"]["value"]
+    assert whole >= activations > constant > 0
     shares = []
     for count in (2, 4):
         name = f"gradient cache, {count} micro-batches"
         assert found[f"{name}: relative difference of the gradient"]["value"] < 1e-6
-        shares.append(found[f"{name} / whole batch: temporary memory"]["value"])
+        everything = found[f"{name} / whole batch: temporary memory"]["value"]
+        shares.append(found[f"{name} / whole batch: activations"]["value"])
+        assert shares[-1] == pytest.approx((everything * whole - constant) / activations)
     assert 1 > shares[0] > shares[1] > 0
+
+
+def test_constant_and_slope_of_memory_are_told_apart():
+    assert gradient_cache._constant({4: 3 + 8 / 4, 8: 3 + 8 / 8, 16: 3 + 8 / 16}) == pytest.approx(
+        3
+    )
+
+
+def test_every_other_round_goes_backwards():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = measurement.alternate(calls, 3)
+    assert "".join(order) == "abccbaabc" and all(len(seconds[name]) == 3 for name in "abc")
 
 
 def test_sigreg_is_compared_with_torch_and_its_share_is_counted(tmp_path, capsys):
@@ -83,14 +102,14 @@ def test_sigreg_is_compared_with_torch_and_its_share_is_counted(tmp_path, capsys
         name = f"SIGReg, JAX and PyTorch: relative difference of the {what}"
         assert found[name]["value"] < bound
     for name in ("SIGReg, JAX: peak memory", "SIGReg, JAX / PyTorch: peak memory"):
-        assert found[name]["value"] > 0
+        assert found[name]["value"] > 0 and "threads of PyTorch" in found[name]["device"]
     # PyTorch holds at the least its angles, cosines and sines at all knots.
     assert found["SIGReg, PyTorch: peak memory"]["value"] > 3 * 4 * 256 * 256 * 5 / 1e6
     assert found["SIGReg, PyTorch / JAX: time"]["value"] > 0
     network = share.encoder("nano", "bfloat16")
     projector = 128 * 2048 + 2048 * 2048 + 2048 * 512
     step = 3 * 2 * (flops.video_transformer(network, 1, 32, 32) + 2 * projector)
-    ours = 2 * 2 * 2 * 512 * 256 + 16 * 2 * 256 * 5
+    ours = 2 * 2 * 2 * 512 * 256 + 2 * 256 * (2 * 33 + 17 * 5)
     assert found["SIGReg's share of a train step: FLOPs"]["value"] == pytest.approx(
         100 * ours / (ours + step)
     )
@@ -118,10 +137,9 @@ def test_programs_for_tpus_are_measured(tmp_path):
         assert found[f"{name}: numbers in all all-reduces"]["value"] <= 2 * 256 * 5
     for batch in ("1,024", "2,048"):
         for transport in ("ring", "all_gather"):
-            name = f"InfoNCE, {transport}, TPU, B {batch}: temporary memory a chip"
-            assert found[name]["value"] >= 0
-    assert "InfoNCE, full matrix, TPU, B 2,048: temporary memory a chip" in found
-    assert "InfoNCE, full matrix, TPU, B 1,024: temporary memory a chip" not in found
+            assert found[f"InfoNCE, {transport}, TPU, B {batch}: memory a chip"]["value"] > 0
+    assert "InfoNCE, full matrix, TPU, B 2,048: memory a chip" in found
+    assert "InfoNCE, full matrix, TPU, B 1,024: memory a chip" not in found
 
 
 def test_without_libtpu_it_is_said_how_to_get_it(monkeypatch):
@@ -167,6 +185,7 @@ def test_mistakes_in_the_flags_of_losses_are_named(tmp_path, monkeypatch):
         (["--share_model=enormous"], "share_model"),
         (["--share_size=225"], "share_size"),
         (["--cache_parts=3"], "cache_parts has 3"),
+        (["--cache_batch=24"], "cache_batch is 24"),
     ):
         with pytest.raises(UserError, match=named):
             losses(tmp_path, *arguments)
