@@ -211,14 +211,25 @@ def draw_masks(config: ConfigDict, samples: int, out: Path) -> list[Path]:
     drawn = from_config(data.masks, grid, "data.masks").sample(config.seed, np.arange(samples))
     kinds = {"": drawn} if "context" in drawn else drawn
     cell = max(3, 112 // grid[1])
-    lines: list[np.ndarray] = []
-    for row in range(samples):
+    rows = []
+    for sample in range(samples):
         for name in sorted(kinds):
             mask = kinds[name]
             targets = mask["targets"] if "targets" in mask else mask["target"]
-            lines.append(picture(mask["context"][row], targets[row], grid, cell))
-            lines.append(np.full((6, lines[-1].shape[1], 3), 255, np.uint8))
-    return [_png(out / "masks.png", np.concatenate(lines[:-1]))]
+            drawing = picture(mask["context"][sample], targets[sample], grid, cell)
+            rows.append(_spaced(np.split(drawing, grid[0], axis=1), axis=1))
+    # Of images, samples stand beside one another; of clips, that is where frames are.
+    return [_png(out / "masks.png", _spaced(rows, axis=1 if grid[0] == 1 else 0))]
+
+
+def _spaced(parts: Sequence[np.ndarray], axis: int, gap: int = 4) -> np.ndarray:
+    """Puts pictures in a row or a column, with white between them."""
+    spaced: list[np.ndarray] = []
+    for part in parts:
+        shape = list(part.shape)
+        shape[axis] = gap
+        spaced += [part, np.full(shape, 255, np.uint8)]
+    return np.concatenate(spaced[:-1], axis=axis)
 
 
 def _png(path: Path, image: np.ndarray) -> Path:

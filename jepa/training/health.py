@@ -13,6 +13,7 @@ Letters: B examples, N tokens, D width. Names of what is logged: `health/ARRAY/R
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Mapping
@@ -147,7 +148,7 @@ def lower(
 
 def watched(state: TrainState) -> TrainState:
     """Returns the part of a state that representations depend on."""
-    return state.replace(opt_state=None)
+    return dataclasses.replace(state, opt_state=None)
 
 
 class Health:

@@ -76,7 +76,7 @@ def test_every_kind_of_picture_is_of_the_moving_average(trained, tmp_path, capsy
     written = pictures.main(config, workdir, tmp_path, split="test", clips=3, nearest=2)
     assert [path.name for path in written] == ["masks.png", "pca.png", "neighbours.png"]
     sizes = [Image.open(path).size for path in written]
-    assert sizes[0] == (4 * 28, 3 * 4 * 28 + 2 * 6)  # a 4 x 4 grid, three samples
+    assert sizes[0] == (3 * 4 * 28 + 2 * 4, 4 * 28)  # a 4 x 4 grid, three samples
     assert sizes[1] == (72, 3 * (72 + 2 + 72) + 2 * 8)
     assert "red, green and blue hold" in capsys.readouterr().out
 
@@ -117,7 +117,7 @@ def test_masks_need_no_run(trained, tmp_path):
     tubes.data.update(frames=4, tubelet=2, masks={"sampler": "tubes"})
     tubes.model.encoder.tubelet = 2
     written = pictures.main(tubes, None, tmp_path, kinds=["masks"], clips=2)
-    assert Image.open(written[0]).size == (2 * 4 * 28, 4 * 4 * 28 + 3 * 6)
+    assert Image.open(written[0]).size == (2 * 4 * 28 + 4, 4 * 4 * 28 + 3 * 4)
 
 
 def test_mistakes_are_named(trained, tmp_path):
