@@ -51,6 +51,7 @@ def tiny(directory, *, teacher=None):
     return config
 
 
+@pytest.mark.slow
 def test_a_teacher_is_exported_and_put_into_the_student(tmp_path, capsys):
     write(tmp_path)
     result = train.main(tiny(tmp_path), tmp_path / "teacher")
