@@ -54,7 +54,7 @@ def default_probe() -> ConfigDict:
             "storage": "float16",
             "knn": {"k": 20, "temperature": 0.07},
             "linear": {
-                "l2": (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0),
+                "l2": (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0),
                 "iterations": 300,
             },
             "attentive": {**attentive, "seeds": 1},
