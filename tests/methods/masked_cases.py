@@ -35,6 +35,8 @@ CASES = {
     "v_jepa": ("jepa.methods.v_jepa.VJEPA", v_jepa, 4, _TUBES),
     "v_jepa_2": ("jepa.methods.v_jepa_2.VJEPA2", v_jepa_2, 4, _TUBES),
     "v_jepa_2_1": ("jepa.methods.v_jepa_2_1.VJEPA21", v_jepa_2_1, 4, _SHORT),
+    # Without deep supervision, which doubles the stacks to compile.
+    "dense": ("jepa.methods.v_jepa_2_1.VJEPA21", v_jepa_2_1, 4, _SHORT),
     "distillation": ("jepa.methods.v_jepa_2_1.Distillation", v_jepa_2_1, 4, _SHORT),
 }
 
@@ -62,8 +64,8 @@ def tiny(name, **overrides):
     config.loss = module.default_loss()
     config.ema = configs.default_ema_config()
     config.ema.momentum = 0.9
-    if name == "v_jepa_2_1":
-        config.model.encoder.taps = (1, 2)
+    if name in ("v_jepa_2_1", "dense"):
+        config.model.encoder.taps = (1, 2) if name == "v_jepa_2_1" else ()
         config.data.images = ConfigDict(_IMAGES)
     if distilled:
         config.model.encoder.image_tokenizer = False

@@ -20,19 +20,19 @@ CUT = {"mesh.fsdp": 2, "mesh.tensor": 2}
 # All run through the same core; the others on request, since a program takes seconds to compile.
 MESHES = [
     ("i_jepa", 8, CUT),
-    ("v_jepa_2_1", 8, CUT),
+    ("dense", 8, CUT),
     *(
         pytest.param(name, devices, axes, marks=pytest.mark.slow)
         for name in CASES
         for devices, axes in ((2, {}), (4, {}), (8, {}), (2, {"mesh.tensor": 2}), (8, CUT))
-        if name not in ("i_jepa", "v_jepa_2_1") or (devices, axes) != (8, CUT)
+        if name not in ("i_jepa", "dense") or (devices, axes) != (8, CUT)
     ),
 ]
 STEPPED = [
-    *("i_jepa", "v_jepa_2_1"),
+    *("i_jepa", "dense"),
     *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("v_jepa", "v_jepa_2", "distillation")
+        for name in ("v_jepa", "v_jepa_2", "v_jepa_2_1", "distillation")
     ),
 ]
 
