@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from jepa.errors import UserError
 from jepa.losses.barlow_twins import barlow_twins
@@ -41,7 +42,7 @@ def default_loss() -> ConfigDict:
                 "form": "integral",  # the paper's [-5, 5]; "folded" is its code's, with t_max 3
                 "views": "each",
                 "statistic": "epps_pulley",
-                "chunk": None,
+                "chunk": placeholder(int),
                 "implementation": "xla",
             },
             # Alpha of `selection_score`, loss / lambda^alpha.

@@ -98,7 +98,7 @@ def start_of(examples, **values):
 
 
 def test_a_run_that_measures_nothing_compiles_nothing():
-    for values in ({"every": 0}, {"steps": 9}, {"start": 91}):
+    for values in ({"every": 0}, {"steps": 9}, {"start": 91, "steps": 99}):
         made, said = start_of(16, **values)
         made.after(1, None, None)
         made.flush()
