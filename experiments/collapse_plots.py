@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 _HEALTHY, _BROKEN, _GREY = "#2f5bd0", "#c2410c", "#5d6573"
 
 History = Sequence[tuple[int, Mapping[str, float]]]
@@ -27,6 +30,12 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
     return figure, axes
 
 
+def _save(figure: Any, path: Path) -> None:
+    figure.canvas.draw()
+    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    image.quantize(64).save(path, "PNG", optimize=True)  # lines need few colours
+
+
 def array_of(history: History) -> str:
     """Returns the array that is shown: the targets where there are any, else the features."""
     names = {name.split("/examples/")[0] for name in history[-1][1] if "/examples/" in name}
@@ -41,8 +50,8 @@ def write_health(path: Path, runs: Sequence[tuple[str, bool, History]]) -> None:
     methods = sorted({name.split(",")[0] for name, _, _ in runs})
     measures = (
         ("spread", "share of an embedding's length\nthat differs between pictures"),
-        ("effective_rank", "effective rank"),
-        ("std", "standard deviation of a number"),
+        ("effective_rank", "effective rank (centred)"),
+        ("rankme", "RankMe (not centred)"),
     )
     figure, axes = _panels(len(measures), len(methods), (4.2 * len(methods), 7.2))
     for column, method in enumerate(methods):
@@ -73,7 +82,7 @@ def write_health(path: Path, runs: Sequence[tuple[str, bool, History]]) -> None:
             if broken in names
         ]
         axes[0, column].legend(handles=handles, fontsize=8, frameon=False)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def write_losses(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -88,12 +97,12 @@ def write_losses(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) ->
             colour = _BROKEN if "," in name else _HEALTHY
             axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.2)
             if row:
-                axis.set_ylim(0, 1)
+                axis.set_ylim(0, 0.8)
                 axis.axhline(0.1, color=_GREY, linewidth=0.8, linestyle=":")
                 axis.set_xlabel("step", fontsize=8)
             else:
                 axis.set_title(name, fontsize=9)
-                axis.set_ylim(bottom=0)
+                axis.set_yscale("log")
             if column == 0:
                 axis.set_ylabel(label, fontsize=8)
-    figure.savefig(path)
+    _save(figure, path)

@@ -1,6 +1,6 @@
 """What the measurements of `jepa.training.health` cost: their program beside the train step's.
 
-A V-JEPA 2 of a size in `jepa.models.vit.VITS` on clips of zeros, so that no data are needed.
+An I-JEPA of a size in `jepa.models.vit.VITS` on images of zeros, so that no data are needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.benchmarks.measurement import Measurement, alternate, median_ra
 from jepa import methods
 from jepa.errors import UserError
 from jepa.masks.config import from_config
-from jepa.methods import v_jepa_2
+from jepa.methods import i_jepa
 from jepa.models.vit import VITS
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
@@ -33,14 +33,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds this suite's flags."""
     group = parser.add_argument_group("health")
     group.add_argument("--vit", default="tiny", help="size of the encoder")
-    group.add_argument("--health_batch", type=int, default=32, help="clips of 8 frames")
+    group.add_argument("--health_batch", type=int, default=64, help="images")
 
 
 def check(args: argparse.Namespace) -> None:
     """Checks the flags.
 
     Raises:
-        UserError: An unknown size, or fewer than two clips.
+        UserError: An unknown size, or fewer than two images.
     """
     if args.vit not in VITS:
         raise UserError(f"--vit={args.vit}: choose one of {', '.join(VITS)}")
@@ -49,13 +49,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _config(vit: str, batch: int) -> ConfigDict:
-    config = ConfigDict({"seed": 0, "dtype": "float32", "method": "jepa.methods.v_jepa_2.VJEPA2"})
+    config = ConfigDict({"seed": 0, "dtype": "float32", "method": "jepa.methods.i_jepa.IJEPA"})
     config.mesh = configs.default_mesh_config()
-    grid = {"frames": 8, "size": 64, "patch": 8, "tubelet": 2}
-    config.data = {"streams": ("video", "masks"), "masks": {"sampler": "tubes"}, **grid}
-    config.model = v_jepa_2.default_model()
-    config.model.encoder.update(VITS[vit], patch=8, tubelet=2)
-    config.loss = v_jepa_2.default_loss()
+    grid = {"frames": 1, "size": 64, "patch": 8, "tubelet": 1}
+    config.data = {"streams": ("video", "masks"), "masks": {"sampler": "multiblock"}, **grid}
+    config.model = i_jepa.default_model()
+    config.model.encoder.update(VITS[vit], patch=8)
+    config.loss = i_jepa.default_loss()
     config.ema = configs.default_ema_config()
     config.train = {"global_batch": batch}
     return configs.resolve(config)
@@ -97,7 +97,7 @@ def suite(args: argparse.Namespace) -> list[Measurement]:
     seconds = alternate({"step": one_step, "health": one_measurement}, args.rounds, pause=0.2)
     ratio = median_ratio(seconds["health"], seconds["step"])
     device = mesh.devices.flat[0].device_kind
-    note = f"ViT-{args.vit}, {args.health_batch} clips of 8 frames of 64 pixels"
+    note = f"I-JEPA, ViT-{args.vit}, {args.health_batch} images of 64 pixels"
     return [
         Measurement("train step", statistics.median(seconds["step"]), "s", note, device),
         Measurement("measurement of health", statistics.median(seconds["health"]), "s", "", device),
