@@ -21,16 +21,15 @@ from ml_collections.config_dict import placeholder
 from jepa.errors import UserError
 from jepa.losses.barlow_twins import barlow_twins
 from jepa.losses.cosines import EQUAL_TARGETS, TRANSPORTS
-from jepa.losses.epps_pulley import IMPLEMENTATIONS
 from jepa.losses.infonce import info_nce, inverse_temperature
-from jepa.losses.normality import STATISTICS
 from jepa.losses.precision import widen
 from jepa.losses.regression import KINDS, regression
 from jepa.losses.sigmoid import sigmoid
-from jepa.losses.sigreg import DEFAULT_T_MAX, slice_key
 from jepa.losses.sigreg import sigreg as sigreg_loss
+from jepa.losses.sigreg import slice_key
 from jepa.losses.vicreg import vicreg
 from jepa.methods.base import Metrics
+from jepa.methods.sigreg_options import check_sigreg
 
 TERMS = (
     "info_nce",
@@ -129,6 +128,7 @@ class PairedLoss:
             )
         self._check_choices()
         self._check_ranges()
+        check_sigreg(self.config.sigreg)
         self._check_together()
 
     def _check_choices(self) -> None:
@@ -136,9 +136,6 @@ class PairedLoss:
             "equal_targets": EQUAL_TARGETS,
             "transport": TRANSPORTS,
             "regression_kind": KINDS,
-            "sigreg.form": DEFAULT_T_MAX,
-            "sigreg.statistic": ("epps_pulley", *STATISTICS),
-            "sigreg.implementation": IMPLEMENTATIONS,
         }
         for key, known in choices.items():
             if self.config[key] not in known:
@@ -149,8 +146,8 @@ class PairedLoss:
     def _check_ranges(self) -> None:
         def demand(key: str, holds: Callable[[Any], bool], mend: str) -> None:
             value = self.config[key]
-            # Not a number is in no range; None is what an option is that nobody has set.
-            if value is not None and not (math.isfinite(value) and holds(value)):
+            # Not a number is in no range.
+            if not (math.isfinite(value) and holds(value)):
                 raise UserError(f"config.loss.{key} is {value}; {mend}")
 
         weights = (f"vicreg_weights.{name}" for name in self.config.vicreg_weights)
@@ -161,13 +158,9 @@ class PairedLoss:
         demand("hardness", lambda x: x >= 0, "give 0, which is plain, or more")
         demand("label_smoothing", lambda x: 0 <= x < 1, "give a number from 0 to below 1")
         demand("tile", lambda x: x >= 1, "give 1 or more")
-        demand("sigreg.slices", lambda x: x >= 1, "give 1 or more")
-        demand("sigreg.knots", lambda x: x >= 2, "give 2 or more")
-        demand("sigreg.t_max", lambda x: x > 0, "give a number above 0, or leave it unset")
-        demand("sigreg.chunk", lambda x: x >= 1, "give 1 or more, or leave it unset")
 
     def _check_together(self) -> None:
-        loss, slices = self.config, self.config.sigreg
+        loss = self.config
         highest = loss.maximum_inverse_temperature * (1 + 1e-6)
         if loss.learnable_temperature and 1 / loss.temperature > highest:
             raise UserError(
@@ -186,17 +179,6 @@ class PairedLoss:
                 f"config.loss.hardness is {loss.hardness}, which goes neither with label_smoothing "
                 "nor with equal_targets='positives'; set it to 0"
             )
-        if slices.statistic != "epps_pulley":
-            if slices.chunk is not None:
-                raise UserError(
-                    f"config.loss.sigreg.chunk is {slices.chunk}, which statistic="
-                    f"{slices.statistic!r} does not have; leave it unset"
-                )
-            if slices.implementation != "xla":
-                raise UserError(
-                    f"config.loss.sigreg.implementation is {slices.implementation!r}, which "
-                    f"statistic={slices.statistic!r} does not have; use 'xla'"
-                )
 
     def __call__(
         self,

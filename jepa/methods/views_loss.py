@@ -13,13 +13,11 @@ from ml_collections.config_dict import placeholder
 
 from jepa.errors import UserError
 from jepa.losses.barlow_twins import barlow_twins
-from jepa.losses.epps_pulley import IMPLEMENTATIONS
-from jepa.losses.normality import STATISTICS
 from jepa.losses.precision import widen
-from jepa.losses.sigreg import DEFAULT_T_MAX, sigreg, slice_key
-from jepa.losses.sigreg import VIEWS as POOLING
+from jepa.losses.sigreg import sigreg, slice_key
 from jepa.losses.vicreg import vicreg_views
 from jepa.methods.base import Metrics
+from jepa.methods.sigreg_options import check_sigreg
 from jepa.models import flops as count
 
 KINDS = ("lejepa", "vicreg", "barlow_twins")
@@ -75,14 +73,11 @@ class ViewsLoss:
         choices = {
             "kind": (loss.kind, KINDS),
             "centre": (loss.centre, CENTRES),
-            "sigreg.form": (loss.sigreg.form, tuple(DEFAULT_T_MAX)),
-            "sigreg.views": (loss.sigreg.views, POOLING),
-            "sigreg.statistic": (loss.sigreg.statistic, ("epps_pulley", *STATISTICS)),
-            "sigreg.implementation": (loss.sigreg.implementation, IMPLEMENTATIONS),
         }
         for key, (value, known) in choices.items():
             if value not in known:
                 raise UserError(f"config.loss.{key} is {value!r}; use one of {', '.join(known)}")
+        check_sigreg(loss.sigreg)
         if not 0 <= loss.sigreg_weight <= 1:
             raise UserError(
                 f"config.loss.sigreg_weight is {loss.sigreg_weight}; give a number from 0 to 1"

@@ -295,3 +295,19 @@ def test_an_unknown_key_is_named():
         config.model.projector.widht = 3
     with pytest.raises(UserError, match=r"model\.projector\.widht"):
         LeJEPA(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"slices": 0}, "sigreg.slices is 0; give 1 or more"),
+        ({"knots": 1}, "sigreg.knots is 1"),
+        ({"form": "half"}, "sigreg.form is 'half'"),
+        ({"statistic": "moments", "chunk": 8}, "sigreg.chunk is 8, which statistic='moments'"),
+    ],
+)
+def test_options_of_sigreg_that_cannot_be_are_named(values, words):
+    loss = default_loss()
+    loss.sigreg.update(values)
+    with pytest.raises(UserError, match=words):
+        ViewsLoss(loss, seed=0).check(**{"global": 2, "local": 0})
