@@ -1,7 +1,7 @@
 """Writes the encoder of a run to a file that another run starts from or is taught by.
 
     python -m experiments.export --config=configs/v_jepa_2_1/pretrain.py:gigantic --workdir=DIR \
-        --out=teacher.safetensors [--checkpoint=latest|best|STEP] [--part=encoder]
+        --to=teacher.safetensors [--checkpoint=latest|best|STEP] [--part=encoder]
 
 Of a method with a target encoder, the moving average is written, as in every evaluation.
 """
@@ -26,7 +26,7 @@ from jepa.training import config as configs
 from jepa.training import metrics, workdir
 
 # --config, --workdir and --devices are those of training, --checkpoint that of evaluation.
-OUT = flags.DEFINE_string("out", None, "File to write (safetensors).")
+TO = flags.DEFINE_string("to", None, "File to write (safetensors).")
 PART = flags.DEFINE_string("part", "encoder", "Which part of the parameters, a path in them.")
 
 
@@ -78,12 +78,12 @@ def main(
 
 def _from_flags() -> None:
     config, directory = train.from_flags()
-    if OUT.value is None:
-        raise UserError("--out=FILE is needed (see --help)")
+    if TO.value is None:
+        raise UserError("--to=FILE is needed (see --help)")
     main(
         config,
         directory,
-        OUT.value,
+        TO.value,
         checkpoint=restoring.CHECKPOINT.value,
         part=PART.value,
         devices=train.DEVICES.value,

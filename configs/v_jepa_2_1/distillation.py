@@ -1,7 +1,7 @@
 """V-JEPA 2.1's small models, taught by its gigantic one (arXiv 2603.14482).
 
     python -m experiments.export --config=configs/v_jepa_2_1/pretrain.py:gigantic \
-        --workdir=runs/v_jepa_2_1 --out=runs/gigantic.safetensors
+        --workdir=runs/v_jepa_2_1 --to=runs/gigantic.safetensors
     python -m experiments.train --config=configs/v_jepa_2_1/distillation.py:large \
         --workdir=runs/distilled --config.model.teacher.weights=runs/gigantic.safetensors
 
