@@ -12,6 +12,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from jepa.data.config import default_data_config
+from jepa.evaluation.probes_config import default_probe
 from jepa.methods.i_jepa import default_loss, default_model
 from jepa.models.vit import VITS
 from jepa.training.config import (
@@ -60,4 +61,7 @@ def get_config() -> ConfigDict:
     config.train.global_batch = 128
     config.train.log_every = 50
     config.train.save_every = 500
+
+    config.probe = default_probe()
+    config.probe.update(test_split="test", most_features=256)
     return config

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jepa.data.config import default_data_config
 from jepa.errors import UserError
+from jepa.evaluation.probes_config import default_probe
 from jepa.methods.lejepa import default_loss, default_model
 from jepa.methods.views_loss import KINDS
 from jepa.models.vit import VITS
@@ -69,4 +70,7 @@ def get_config(kind: str = "lejepa") -> ConfigDict:
     config.train.global_batch = 256
     config.train.log_every = 50
     config.train.save_every = 500
+
+    config.probe = default_probe()
+    config.probe.update(test_split="test", most_features=256)
     return config
