@@ -11,12 +11,16 @@ scanned stack once, whatever its depth.
 
 from __future__ import annotations
 
-from jepa.models.llama import LlamaStack
+from jepa.models.gemma import EmbeddingGemma
+from jepa.models.llama import Llama, LlamaStack
 from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.minilm import MiniLM
+from jepa.models.qwen import QwenEmbedding
 from jepa.models.text import TextTransformer
 from jepa.models.vit import VideoTransformer
 from jepa.models.vl_jepa import Predictor, SharedHead
+
+TextTower = TextTransformer | MiniLM | EmbeddingGemma | QwenEmbedding
 
 
 def linear(rows: int, inputs: int, outputs: int) -> float:
@@ -98,8 +102,8 @@ def mask_predictor(model: MaskPredictor, *, context: int, targets: int, inputs: 
     )
 
 
-def llama(model: LlamaStack | Predictor, tokens: int) -> float:
-    """One sequence of `tokens` tokens (with a `Predictor`, through its Llama blocks only)."""
+def llama(model: LlamaStack | Predictor | QwenEmbedding, tokens: int) -> float:
+    """One sequence of `tokens` tokens (of larger models, through their Llama blocks only)."""
     return blocks(
         tokens=tokens,
         depth=model.depth,
@@ -148,6 +152,38 @@ def minilm(model: MiniLM, length: int) -> float:
         heads=model.heads,
         mlp_width=model.mlp_width,
     )
+
+
+def language_model(model: Llama, tokens: int) -> float:
+    """One sequence of `tokens` tokens, with the logits of all."""
+    stack = model.stack()
+    return llama(stack, tokens) + linear(tokens, stack.width, model.vocab)
+
+
+def embedding_gemma(model: EmbeddingGemma, length: int) -> float:
+    """One text of `length` ids, pads included; layers that see near tokens compute all pairs."""
+    dense = 0.0
+    if model.dense_width is not None:
+        dense = 2 * linear(1, model.width, model.dense_width)
+    return dense + blocks(
+        tokens=length,
+        depth=model.depth,
+        width=model.width,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        mlp_width=model.mlp_width,
+        gated=True,
+    )
+
+
+def text_tower(model: TextTower, length: int) -> float:
+    """One text of `length` ids, pads included, through any of the towers here."""
+    if isinstance(model, EmbeddingGemma):
+        return embedding_gemma(model, length)
+    if isinstance(model, QwenEmbedding):
+        return llama(model, length)
+    return minilm(model, length) if isinstance(model, MiniLM) else text_transformer(model, length)
 
 
 def shared_head(model: SharedHead, width: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from jepa.errors import UserError
 from jepa.nn.linear import matrix_init
 from jepa.nn.rotary import Rotary, rotate
 from jepa.parallel.attention import attend
-from jepa.parallel.partition import Table, constrain
+from jepa.parallel.partition import Table, constrain, prefixed
 
 
 class Attention(nn.Module):
@@ -25,12 +26,24 @@ class Attention(nn.Module):
     Parameters:
       `qkv/kernel` `[D, G, R + 2, K]` and `qkv/bias` `[G, R + 2, K]`: R queries, the key, the value.
       `out/kernel` `[G * R, K, D]` and `out/bias` `[D]`.
+      `q_norm/...` and `k_norm/...`, those of `head_norm` over K.
+
+    Attributes:
+      heads: number of query heads, G * R.
+      kv_heads: G; as many as `heads` when None.
+      head_dim: K; D / heads when None.
+      bias: whether the products have biases.
+      head_norm: makes the normalisation of each query and key before it turns (Gemma 3, Qwen 3).
+      scale: what products of queries and keys are multiplied by; K ** -0.5 when None.
+      dtype, param_dtype: as in `VideoTransformer`.
     """
 
     heads: int
     kv_heads: int | None = None
     head_dim: int | None = None
     bias: bool = True
+    head_norm: Callable[..., nn.Module] | None = None
+    scale: float | None = None
     dtype: Any = "float32"
     param_dtype: Any = "float32"
 
@@ -60,8 +73,12 @@ class Attention(nn.Module):
         qkv = jnp.transpose(qkv, (3, 0, 2, 1, 4))
         q = jnp.moveaxis(qkv[:queries], 0, 2).reshape(batch, self.heads, tokens, head_dim)
         k, v = qkv[queries], qkv[queries + 1]
+        if self.head_norm is not None:
+            q, k = self.head_norm(name="q_norm")(q), self.head_norm(name="k_norm")(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        if self.scale is not None:
+            q = q * (self.scale * head_dim**0.5)
         q = constrain(q, "batch", "heads", "tokens", None)
         # Every query sees every key, so keys and values are whole on each device of the context.
         k = constrain(k, "batch", "heads", None, None)
@@ -86,6 +103,9 @@ class Attention(nn.Module):
             ("qkv/kernel", ("embed", "heads", None, None)),
             ("out/kernel", ("heads", None, "embed")),
         )
-        if not self.bias:
+        if self.bias:
+            rows = (*rows, ("qkv/bias", ("heads", None, None)), ("out/bias", ("embed",)))
+        if self.head_norm is None:
             return rows
-        return (*rows, ("qkv/bias", ("heads", None, None)), ("out/bias", ("embed",)))
+        norm = self.head_norm(parent=None).partition_table()
+        return (*rows, *prefixed("q_norm", norm), *prefixed("k_norm", norm))

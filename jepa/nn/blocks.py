@@ -17,7 +17,7 @@ from jepa.parallel.partition import Table, constrain, prefixed
 
 
 class _Block(nn.Module):
-    """What both blocks share: `attention`, `mlp` and two norms, `norm1` and `norm2`."""
+    """What all blocks share: `attention`, `mlp` and two norms, `norm1` and `norm2`."""
 
     attention: Callable[..., nn.Module]
     mlp: Callable[..., nn.Module]
@@ -61,3 +61,31 @@ class PostNormBlock(_Block):
         x = self.norm(name="norm1")(x + y)
         x = self.norm(name="norm2")(x + self.mlp(name="mlp")(x))
         return constrain(x, "batch", "tokens", None)
+
+
+class SandwichBlock(_Block):
+    """Gemma's order: `x + norm3(attention(norm1(x)))`, then `x + norm4(mlp(norm2(x)))`.
+
+    A part's result is normalised too before it is added.
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, rotary: Rotary | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps `[B, N, D]` to `[B, N, D]`; `rotary` and `mask` as in `Attention`."""
+        y = self.attention(name="attention")(self.norm(name="norm1")(x), rotary=rotary, mask=mask)
+        x = x + self.norm(name="norm3")(y)
+        y = self.mlp(name="mlp")(self.norm(name="norm2")(x))
+        x = x + self.norm(name="norm4")(y)
+        return constrain(x, "batch", "tokens", None)
+
+    @nn.nowrap
+    def partition_table(self) -> Table:
+        """Returns the rows of this module's parameters."""
+        norm = self.norm().partition_table()
+        return (
+            *super().partition_table(),
+            *prefixed("norm3", norm),
+            *prefixed("norm4", norm),
+        )

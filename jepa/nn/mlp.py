@@ -1,4 +1,4 @@
-"""The two feed-forward layers of the transformers here."""
+"""The feed-forward layers of the transformers here."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class GeluMlp(nn.Module):
         )
 
 
-class SwiGlu(nn.Module):
-    """`out(silu(gate(x)) * in(x))`, without biases.
+class _Gated(nn.Module):
+    """`out(activation(gate(x)) * in(x))`, without biases.
 
     Parameters: `gate/kernel` and `in/kernel` `[D, hidden]`, `out/kernel` `[hidden, D]`.
     """
@@ -52,10 +52,14 @@ class SwiGlu(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., D]` to `[..., D]`."""
         options = {"bias": False, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        gate = nn.silu(Linear(self.hidden, name="gate", **options)(x))
+        gate = self._activation(Linear(self.hidden, name="gate", **options)(x))
         return Linear(x.shape[-1], name="out", **options)(
             gate * Linear(self.hidden, name="in", **options)(x)
         )
+
+    @nn.nowrap
+    def _activation(self, x: jax.Array) -> jax.Array:
+        raise NotImplementedError
 
     @nn.nowrap
     def partition_table(self) -> Table:
@@ -67,3 +71,25 @@ class SwiGlu(nn.Module):
             *prefixed("in", inward),
             *prefixed("out", outward),
         )
+
+
+class SwiGlu(_Gated):
+    """`out(silu(gate(x)) * in(x))`, without biases, as in Llama.
+
+    Parameters: `gate/kernel` and `in/kernel` `[D, hidden]`, `out/kernel` `[hidden, D]`.
+    """
+
+    @nn.nowrap
+    def _activation(self, x: jax.Array) -> jax.Array:
+        return nn.silu(x)
+
+
+class GeGlu(_Gated):
+    """`out(gelu(gate(x)) * in(x))`, without biases, with the tanh form, as in Gemma.
+
+    Parameters: `gate/kernel` and `in/kernel` `[D, hidden]`, `out/kernel` `[hidden, D]`.
+    """
+
+    @nn.nowrap
+    def _activation(self, x: jax.Array) -> jax.Array:
+        return gelu(x, "tanh")

@@ -49,10 +49,12 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last axis: `scale * x / sqrt(mean(x^2) + eps)`.
 
-    Parameters: `scale` `[D]`.
+    Parameters: `scale` `[D]`, from ones; of a `centred` one, whose factor is `1 + scale` as in
+    Gemma, from zeros.
     """
 
     eps: float = 1e-5
+    centred: bool = False
     dtype: Any = "float32"
     param_dtype: Any = "float32"
 
@@ -62,8 +64,9 @@ class RMSNorm(nn.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         y = x.astype(wide)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
-        return (y * scale.astype(wide)).astype(self.dtype)
+        first = nn.initializers.zeros if self.centred else nn.initializers.ones
+        scale = self.param("scale", first, (x.shape[-1],), self.param_dtype).astype(wide)
+        return (y * (1 + scale if self.centred else scale)).astype(self.dtype)
 
     @nn.nowrap
     def partition_table(self) -> Table:

@@ -59,13 +59,20 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, taps: tuple[int, ...] = (), **shared: Any
+        self,
+        x: jax.Array,
+        *,
+        taps: tuple[int, ...] = (),
+        kinds: tuple[int, ...] | None = None,
+        **shared: Any,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Applies the blocks.
 
         Args:
           x: `[B, N, D]`.
           taps: numbers of layers after which to keep the tokens, rising, each 0..depth.
+          kinds: for each layer, which of several it gets: every array in `shared` then has a
+            leading axis of kinds (Gemma's layers see all tokens or the near ones).
           **shared: what every block gets (rotary tables, masks).
 
         Returns:
@@ -73,15 +80,21 @@ class Stack(nn.Module):
 
         Raises:
           UserError: on a tap out of order or range, or an unknown remat policy.
+          ValueError: `kinds` does not name one for each layer.
         """
         check_remat(self.remat)
         if list(taps) != sorted(set(taps)) or any(not 0 <= t <= self.depth for t in taps):
             raise UserError(f"taps are {taps}; they must rise and lie in 0..{self.depth}")
+        if kinds is not None and len(kinds) != self.depth:
+            raise ValueError(f"{len(kinds)} kinds for {self.depth} layers")
         block = self.block(parent=None)
-        blocks = self.param("blocks", self._init, block, x, shared)
+        first = shared if kinds is None else _of_kind(shared, 0)
+        blocks = self.param("blocks", self._init, block, x, first)
 
-        def layer(tokens: jax.Array, params: Any) -> Any:
-            return block.apply({"params": params}, tokens, **shared)
+        def layer(tokens: jax.Array, of_layer: tuple[Any, Any]) -> Any:
+            params, kind = of_layer
+            given = shared if kind is None else _of_kind(shared, kind)
+            return block.apply({"params": params}, tokens, **given)
 
         if self.remat != "none":
             # A scan's loop already keeps the compiler from merging the two computations.
@@ -89,22 +102,30 @@ class Stack(nn.Module):
         kept = {0: x}
         borders = sorted({0, *taps, self.depth})
         for start, end in itertools.pairwise(borders):
-            x = self._segment(layer, x, blocks, start, end)
+            x = self._segment(layer, x, blocks, kinds, start, end)
             kept[end] = x
         return x, tuple(kept[t] for t in taps)
 
     @nn.nowrap
     def _segment(
-        self, layer: Callable[..., jax.Array], x: jax.Array, blocks: Any, start: int, end: int
+        self,
+        layer: Callable[..., jax.Array],
+        x: jax.Array,
+        blocks: Any,
+        kinds: tuple[int, ...] | None,
+        start: int,
+        end: int,
     ) -> jax.Array:
         """Applies layers start..end-1."""
         if not self.scan:
             for i in range(start, end):
-                x = layer(x, jax.tree.map(lambda p, i=i: p[i], blocks))
+                params = jax.tree.map(lambda p, i=i: p[i], blocks)
+                x = layer(x, (params, None if kinds is None else kinds[i]))
             return x
         if (start, end) != (0, self.depth):
             blocks = jax.tree.map(lambda p: p[start:end], blocks)
-        return jax.lax.scan(lambda tokens, params: (layer(tokens, params), None), x, blocks)[0]
+        of_layers = (blocks, None if kinds is None else jnp.asarray(kinds[start:end]))
+        return jax.lax.scan(lambda tokens, given: (layer(tokens, given), None), x, of_layers)[0]
 
     @nn.nowrap
     def _init(self, key: jax.Array, block: nn.Module, x: jax.Array, shared: Any) -> Any:
@@ -128,3 +149,7 @@ class Stack(nn.Module):
         """Returns the rows of this module's parameters."""
         rows = self.block(parent=None).partition_table()
         return prefixed("blocks", tuple((path, ("layers", *axes)) for path, axes in rows))
+
+
+def _of_kind(shared: Any, kind: Any) -> Any:
+    return jax.tree.map(lambda array: array[kind], shared)

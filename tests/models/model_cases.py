@@ -1,11 +1,15 @@
 """A tiny one of every model, with inputs; for the tests that hold for all of them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from jepa.models import flops
-from jepa.models.llama import LlamaStack
+from jepa.models.gemma import EmbeddingGemma
+from jepa.models.llama import Llama, LlamaStack
 from jepa.models.minilm import MiniLM
+from jepa.models.qwen import QwenEmbedding
 from jepa.models.text import TextTransformer
 from jepa.models.vit import VideoTransformer
 from jepa.models.vl_jepa import Predictor, SharedHead
@@ -33,15 +37,50 @@ CASES = {
         (jax.random.normal(jax.random.key(0), (2, 8, 32)),),
         lambda m: flops.llama(m, 8),
     ),
+    "language model": (
+        Llama(vocab=12, stack=partial(LlamaStack, width=32, depth=2, heads=4, mlp_width=48)),
+        (IDS,),
+        lambda m: flops.language_model(m, 8),
+    ),
+    "language model, untied": (
+        Llama(
+            vocab=12,
+            stack=partial(LlamaStack, width=32, depth=2, heads=4, mlp_width=48, causal=True),
+            tied=False,
+        ),
+        (IDS,),
+        lambda m: flops.language_model(m, 8),
+    ),
+    "gemma": (
+        EmbeddingGemma(
+            vocab=12,
+            width=32,
+            depth=2,
+            heads=4,
+            kv_heads=2,
+            head_dim=6,
+            mlp_width=48,
+            window=4,
+            full_every=2,
+            dense_width=40,
+        ),
+        (IDS, MASK),
+        lambda m: flops.text_tower(m, 8),
+    ),
+    "qwen": (
+        QwenEmbedding(vocab=12, width=32, depth=2, heads=4, kv_heads=2, head_dim=6, mlp_width=48),
+        (IDS, MASK),
+        lambda m: flops.text_tower(m, 8),
+    ),
     "text": (
         TextTransformer(vocab=12, width=32, depth=2, heads=4, max_length=8),
         (IDS, MASK),
-        lambda m: flops.text_transformer(m, 8),
+        lambda m: flops.text_tower(m, 8),
     ),
     "minilm": (
         MiniLM(vocab=12, width=32, depth=2, heads=4, mlp_width=48, max_length=8),
         (IDS, MASK),
-        lambda m: flops.minilm(m, 8),
+        lambda m: flops.text_tower(m, 8),
     ),
     "predictor": (
         Predictor(width=32, depth=2, heads=4, mlp_width=48, features=8, vocab=12),
