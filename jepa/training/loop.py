@@ -143,7 +143,6 @@ def _train(
     total = made[-1].phase.last
     if main:
         held.enter_context(workdir.locked(directory))
-        workdir.claim(directory, config)
     checkpoints = Checkpoints(
         directory / "checkpoints",
         keep_last=settings.keep_last,
@@ -158,6 +157,9 @@ def _train(
         evaluated = restored.evaluated
     else:
         state, start, data, evaluated = made[0].initializer.create(), 0, None, True
+    # Only now: weights to start from that are not there leave the directory to another try.
+    if main:
+        workdir.claim(directory, config)
     del restored  # or what the next phases drop would stay on the devices
     progress = Progress(start=start, steps=total, main=main)
     if start >= total:
@@ -208,7 +210,10 @@ def _train(
                         state = _cross(progress, state, made[index - 1], here)
                         evaluators = parts.evaluators(here.phase, here.method)
                         configs.check_best(config, (f"{name}/" for name in evaluators))
-                    loader = parts.loader(here.phase, here.method)
+                    loader = parts.loader(here.phase, here.method, state.params, stop.told)
+                    if loader is None:
+                        stopping = True
+                        continue
                     if data and index == now:
                         loader.restore(data)
                 state, done, stopping, fresh = _train_phase(
@@ -251,6 +256,8 @@ def _train_phase(
             spec = global_spec(loader.element_spec, meshes.batch_slice(run.mesh)[1])
             if phase.name:
                 run.progress.line(f"phase {phase.name}: steps {start + 1} to {phase.last}")
+            frozen = here.step.optimizer.frozen
+            run.progress.line(metrics.trainable(state.params, frozen))
             # Compile once; from here on a batch of another shape is an error.
             program = compile_step(here.step, run.mesh, here.initializer.shapes, spec)
             memory = (

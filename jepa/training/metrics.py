@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jepa.training.optimizer import split
 
 _STUBBED = "clu.metric_writers.summary_writer"
 if _STUBBED not in sys.modules:
@@ -157,6 +159,16 @@ def overview(params: Mapping[str, Any]) -> str:
 def count(params: Mapping[str, Any]) -> int:
     """Returns the number of parameters."""
     return parameter_overview.count_parameters(params)
+
+
+def trainable(params: Mapping[str, Any], frozen: Sequence[str]) -> str:
+    """Returns the line that says how many parameters are trained, of how many.
+
+    Args:
+      params: nested dict of arrays or of their shapes.
+      frozen: patterns of `/`-joined paths, as in `jepa.methods.base.Requirements`.
+    """
+    return f"trainable {count(split(params, frozen)[0]):,} of {count(params):,} parameters"
 
 
 def periodically(every: int, callback: Callable[..., None], *, also: tuple[int, ...] = ()) -> Any:

@@ -53,6 +53,13 @@ def test_overview_and_count():
     assert metrics.count(params) == 6
 
 
+def test_the_number_of_parameters_that_are_trained():
+    params = {"a": {"kernel": np.zeros((200, 30))}, "b": {"kernel": np.zeros(4)}}
+    assert metrics.trainable(params, ()) == "trainable 6,004 of 6,004 parameters"
+    assert metrics.trainable(params, ("a/.*",)) == "trainable 4 of 6,004 parameters"
+    assert metrics.trainable(params, (".*",)) == "trainable 0 of 6,004 parameters"
+
+
 def test_periodically_calls_when_due():
     seen = []
     action = metrics.periodically(4, lambda step, metrics: seen.append(step), also=(1, 10))
