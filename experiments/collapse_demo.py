@@ -153,7 +153,7 @@ class Neighbours:
 
     def __call__(self, state: Any) -> dict[str, float]:
         """Returns the accuracy of the vote of 20 neighbours."""
-        params = state.params if state.target_params is None else state.target_params
+        params = state.averaged
         known, asked = (
             np.concatenate(
                 [

@@ -83,7 +83,7 @@ def main(
     others = _open_baselines(directory, compared, captions)
     restored = restore(config, directory, wanted, method, mesh)
     step, state = restored.step, restored.state
-    found = evaluator.examine(state.params, state.method_state)
+    found = evaluator.examine(state.averaged, state.method_state)
 
     plain = workdir.plain(config)
     rows = results.history(directory)

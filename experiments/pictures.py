@@ -145,7 +145,7 @@ def load(
     method: Method = methods.from_config(here)
     configs.check_run(here, method, mesh.size)
     state = restoring.restore(config, directory, wanted, method, mesh).state
-    params = state.params if state.target_params is None else state.target_params
+    params = state.averaged
     shards = meshes.batch_shards(mesh)
     batch = -(-batch // shards) * shards
     run = jax.jit(

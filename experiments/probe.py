@@ -182,7 +182,7 @@ def _encoders(
             f"--online: {config.method} keeps no moving average of its parameters, so there is "
             "nothing else to measure; leave the flag out"
         )
-    params = state.target_params if averaged else state.params
+    params = state.averaged if averaged else state.params
     about |= {"parameters": "moving average" if averaged else "as trained"}
     encoder = _encoder(
         config, section, method, params, state.method_state, f"{name}{'_online' * wanted.online}"

@@ -28,7 +28,7 @@ from jepa import methods
 from jepa.data import config as data_configs
 from jepa.data import dataset, loader, sources
 from jepa.errors import UserError
-from jepa.evaluation import suite
+from jepa.evaluation import held_out, suite
 from jepa.methods import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
@@ -170,12 +170,53 @@ class Parts:
         return batches
 
     def evaluators(self, phase: phases.Phase, method: Method) -> dict[str, loop.Evaluator]:
-        """Returns the quick evaluation as a callback, where `train.eval_every` asks for one."""
+        """Returns what `train.eval_every` asks for as callbacks on the train state.
+
+        The suite reads the moving average of the parameters where there is one. The held-out loss
+        reads both, on batches of the size that training takes the loss over.
+        """
         config = phase.config
-        if not config.train.eval_every:
+        settings = config.train
+        if not settings.eval_every:
             return {}
-        evaluator = suite.Evaluator(method, config.data, config.evaluation, self._mesh)
-        return {"evaluation": lambda state: evaluator.quick(state.params, state.method_state)}
+        if not _only_held_out(config):
+            evaluator = suite.Evaluator(method, config.data, config.evaluation, self._mesh)
+            return {"evaluation": lambda state: evaluator.quick(state.averaged, state.method_state)}
+        section = held_out.default_held_out(**config.evaluation.get("held_out", {}))
+        parts = 1 if settings.gradient_cache else settings.accumulate
+        batch = settings.global_batch // parts
+        measure = held_out.HeldOut(
+            method,
+            config.data,
+            split=section.split,
+            batch_size=batch,
+            mesh=self._mesh,
+            seed=config.seed,
+            limit=section.batches * batch,
+            step=phase.last,
+        )
+        return {
+            "held_out": lambda state: measure(state.params, state.target_params, state.method_state)
+        }
+
+
+def _only_held_out(config: ConfigDict) -> bool:
+    return set(config.evaluation) <= {"held_out"}
+
+
+def check_evaluation(config: ConfigDict) -> None:
+    """Checks the section `evaluation`: that of `suite`, or `held_out` alone, or nothing.
+
+    Args:
+      config: of a run, resolved.
+
+    Raises:
+      UserError: a key that does not exist, or a value out of range.
+    """
+    if not _only_held_out(config):
+        suite.check(config.evaluation)
+    elif "held_out" in config.evaluation:
+        held_out.check(config.evaluation.held_out)
 
 
 def main(
@@ -196,9 +237,8 @@ def main(
     """
     config = configs.resolve(config)
     workdir.check(directory, config)
-    if config.evaluation:
-        # A mistake there would otherwise show only when training is over.
-        suite.check(config.evaluation)
+    # A mistake there would otherwise show only when training is over.
+    check_evaluation(config)
     check_data(config)
     setup(config, devices=devices)
     mesh = meshes.make_mesh(config.mesh)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jepa.data.config import default_data_config
 from jepa.errors import UserError
+from jepa.evaluation.held_out import default_held_out
 from jepa.evaluation.probes_config import default_probe
 from jepa.methods.lejepa import default_loss, default_model
 from jepa.methods.views_loss import KINDS
@@ -70,6 +71,9 @@ def get_config(kind: str = "lejepa") -> ConfigDict:
     config.train.global_batch = 256
     config.train.log_every = 50
     config.train.save_every = 500
+
+    # For train.eval_every above 0.
+    config.evaluation = ConfigDict({"held_out": default_held_out(split="test")})
 
     config.probe = default_probe()
     config.probe.update(test_split="test", most_features=256)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from jepa.data.config import default_data_config
+from jepa.evaluation.held_out import default_held_out
 from jepa.evaluation.probes_config import default_probe
 from jepa.methods.v_jepa_2 import default_loss, default_model
 from jepa.training.config import (
@@ -63,6 +64,9 @@ def get_config() -> ConfigDict:
     config.train.global_batch = 64
     config.train.log_every = 20
     config.train.save_every = 250
+
+    # For train.eval_every above 0.
+    config.evaluation = ConfigDict({"held_out": default_held_out()})
 
     config.probe = default_probe()
     # `first` is rare elsewhere; clips of a group of this split differ in nothing but the answer.

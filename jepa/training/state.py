@@ -44,6 +44,11 @@ class TrainState:
     skipped: Any
     skipped_in_a_row: Any
 
+    @property
+    def averaged(self) -> Mapping[str, Any]:
+        """The parameters to evaluate or to use: the moving average where there is one."""
+        return self.params if self.target_params is None else self.target_params
+
 
 def _cast(tree: Any, dtype: jnp.dtype) -> Any:
     """Returns `tree` with floating leaves in `dtype`."""

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments import train
 from jepa import methods
 from jepa.data.config import DataConfig
-from jepa.evaluation import suite
 from jepa.parallel import partition
 from jepa.training import config as configs
 from jepa.training import loop
@@ -34,8 +34,7 @@ def test_a_config_builds_its_method_and_its_step(path):
         config.data.path = "somewhere"
     config = configs.resolve(config)
     data = DataConfig.parse(config.data)
-    if config.evaluation:  # methods without texts have none of this suite
-        suite.check(config.evaluation)
+    train.check_evaluation(config)
     method = methods.from_config(config)
     configs.check_run(config, method, devices=2)
     loop.make_step(config, method)
