@@ -1,0 +1,118 @@
+"""Published weights to parameters for training here, and back.
+
+    python -m experiments.convert --model=v_jepa_2 --from=HUGGING_FACE_DIR --to=DIR
+    python -m experiments.convert --model=v_jepa_2 --from=DIR --to=HUGGING_FACE_DIR
+    python -m experiments.convert --list
+
+Which way follows from what --from is. `docs/weights.md` has the models and what is checked.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments import cli
+from jepa.errors import UserError
+from jepa.interop import converted, loading, registry, saving
+from jepa.interop.tensors import open_tensors
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def convert(
+    name: str, source: str | Path, to: str | Path, *, dtype: str | None = None
+) -> dict[str, Any]:
+    """Converts a checkpoint, whole or not at all.
+
+    Args:
+      name: of the model (`registry.names`).
+      source: a published file or directory, or a directory that this wrote.
+      to: the directory to write, which must not exist.
+      dtype: of what is written; that of the source when absent.
+
+    Returns:
+      What `model.json` says (of the source, on the way back).
+
+    Raises:
+      UserError: there is no such model, the source is not that model's, or `to` exists.
+    """
+    model, source, to = registry.model(name), Path(source), Path(to)
+    if to.exists():
+        raise UserError(f"{to} exists already; remove it, or choose another name")
+    if converted.is_converted(source):
+        return _publish(model, source, to, dtype)
+    tensors = open_tensors(source)
+    plan = model.plan_of(tensors)
+    params = loading.load(tensors, plan.layout, dtype=dtype)
+    about = {
+        "model": name,
+        "source": source.name,
+        "parameters": _count(params),
+        "fields": plan.fields,
+        "config": plan.config,
+    }
+    converted.save(to, params, about)
+    return about
+
+
+def _publish(model: registry.Model, source: Path, to: Path, dtype: str | None) -> dict[str, Any]:
+    """Writes a converted checkpoint in its published form."""
+    about = converted.about(source)
+    if about.get("model") != model.name:
+        raise UserError(f"{source} holds {about.get('model')!r}; say --model={about.get('model')}")
+    plan = model.plan(about["config"])
+    saving.save(to, converted.load(source), plan.layout, plan.config, dtype=dtype)
+    return about
+
+
+def _count(params: Mapping[str, Any]) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _parse(argv: Sequence[str] | None) -> Any:
+    parser = cli.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", help="which model; see --list")
+    parser.add_argument("--from", dest="source", help="published weights, or a converted directory")
+    parser.add_argument("--to", help="directory to write")
+    parser.add_argument("--dtype", choices=DTYPES, help="of what is written (default: as it is)")
+    parser.add_argument("--list", action="store_true", help="list the models and end")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    args = _parse(argv)
+    if args.list:
+        for name in registry.names():
+            print(f"{name:24}{registry.model(name).says}")
+        return
+    for flag, value in (("model", args.model), ("from", args.source), ("to", args.to)):
+        if not value:
+            raise UserError(f"--{flag} is needed (see --help)")
+    started = time.perf_counter()
+    about = convert(args.model, args.source, args.to, dtype=args.dtype)
+    seconds = time.perf_counter() - started
+    print(
+        f"{about['model']}, {about['parameters']:,} parameters: {args.to} "
+        f"({seconds:.1f} s, at most {_peak_bytes() / 2**30:.2f} GiB of host memory)"
+    )
+
+
+def _peak_bytes() -> int:
+    """Returns the most memory this process has had, its libraries included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,124 @@
+"""Converted checkpoints: a directory with the parameters as Orbax keeps them, and what they are.
+
+    DIRECTORY/model.json    which model, the fields of our modules, its config.json, where from
+    DIRECTORY/params/       the nested dict of parameters
+
+Beside `training.checkpoints`, which keeps whole runs, this is the one module that knows Orbax.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jepa.errors import UserError
+from jepa.interop.loading import Tree, flatten, unflatten
+from jepa.interop.saving import appearing, write_json
+from jepa.interop.tensors import read_json
+
+ABOUT, PARAMS = "model.json", "params"
+# What is stored together, and so read at least, where a process needs a part of a parameter.
+_CHUNK_BYTES = 64 * 2**20
+# A restore without shardings is meant: arrays then come as NumPy's.
+logging.getLogger("absl").addFilter(
+    lambda record: "Sharding info not provided" not in record.getMessage()
+)
+
+
+def is_converted(path: str | Path) -> bool:
+    """Returns whether a directory is a converted checkpoint."""
+    return (Path(path) / ABOUT).exists()
+
+
+def save(to: str | Path, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Writes a converted checkpoint, whole or not at all.
+
+    Args:
+      to: the directory, which must not exist.
+      params: nested dict of jax or NumPy arrays.
+      about: what `model.json` says.
+
+    Raises:
+      UserError: `to` exists, or the disk refuses.
+    """
+    with appearing(Path(to)) as directory:
+        args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), dict(params))
+        with ocp.Checkpointer(_handler()) as checkpointer:
+            where = (directory / PARAMS).absolute()
+            checkpointer.save(where, ocp.args.PyTreeSave(dict(params), save_args=args))
+        write_json(directory / ABOUT, about)
+
+
+def about(path: str | Path) -> dict[str, Any]:
+    """Returns what `model.json` says.
+
+    Raises:
+      UserError: the directory is no converted checkpoint.
+    """
+    if not is_converted(path):
+        raise UserError(f"{path} is no converted checkpoint: it has no {ABOUT}")
+    return read_json(Path(path) / ABOUT)
+
+
+def load(path: str | Path, *, part: str = "", shardings: Any = None, dtype: Any = None) -> Tree:
+    """Reads the parameters of a converted checkpoint.
+
+    Args:
+      path: the directory.
+      part: path of the branch to read ("encoder"); all when empty.
+      shardings: nested dict of shardings for that branch; NumPy arrays when absent.
+      dtype: of the parameters; that of the checkpoint when absent.
+
+    Raises:
+      UserError: it is no converted checkpoint, is damaged, or has no such branch.
+    """
+    about(path)
+    where = (Path(path) / PARAMS).absolute()
+    try:
+        with ocp.Checkpointer(_handler()) as checkpointer:
+            found = _known(checkpointer.metadata(where))
+            names = [n for n in found if not part or n == part or n.startswith(f"{part}/")]
+            if not names:
+                branches = sorted({name.split("/")[0] for name in found})
+                raise UserError(f"{path} has no parameters {part!r}; it has {', '.join(branches)}")
+            wanted = {} if shardings is None else flatten(shardings, f"{part}/" if part else "")
+            restore = {name: _how(found[name], wanted.get(name), dtype) for name in names}
+            item = unflatten({name: found[name] for name in names})
+            args = ocp.args.PyTreeRestore(
+                item, restore_args=unflatten(restore), partial_restore=True
+            )
+            tree: Any = checkpointer.restore(where, args)
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises whatever the layer beneath it raised.
+        line = (str(error).strip().splitlines() or ["no message"])[0][:200]
+        raise UserError(f"{path} is damaged ({line}); convert it again") from error
+    for name in part.split("/") if part else ():
+        tree = tree[name]
+    return dict(tree)
+
+
+def _how(found: Any, sharding: Any, dtype: Any) -> Any:
+    dtype = found.dtype if dtype is None else np.dtype(dtype)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
+    return ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype)
+
+
+def _known(metadata: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shape and type of every parameter on the disk, by path."""
+    tree = metadata.item_metadata.tree
+    return {
+        name: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
+        for name, leaf in flatten(tree).items()
+    }
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler()

@@ -1,0 +1,66 @@
+"""Reading a `config.json`: every key that decides the function is used or must be what we compute.
+
+What `transformers` writes beyond that (dropout, names, versions) does not change the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jepa.errors import UserError
+
+_GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+
+
+class Config:
+    """A `config.json` with the defaults of its model type."""
+
+    def __init__(self, content: Mapping[str, Any], model_type: str, defaults: Mapping[str, Any]):
+        """Takes the file's content.
+
+        Raises:
+          UserError: it is of another model type.
+        """
+        found = content.get("model_type")
+        if found != model_type:
+            raise UserError(
+                f"config.json is of model_type {found!r}, not {model_type!r}; use another --model"
+            )
+        self._content = {**defaults, **content}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def number(self, key: str) -> int:
+        """Returns a positive whole number.
+
+        Raises:
+          UserError: it is absent or something else.
+        """
+        value = self._content.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"config.json: {key} is {value!r}; it must be a positive whole number")
+        return value
+
+    def must(self, key: str, *allowed: Any) -> None:
+        """Checks that a key has a value that our modules compute.
+
+        Raises:
+          UserError: it has another.
+        """
+        value = self._content.get(key)
+        if value not in allowed:
+            raise UserError(
+                f"config.json: {key} is {value!r}; this model is computed here with "
+                f"{' or '.join(map(repr, allowed))} only"
+            )
+
+    def gelu(self, key: str) -> str:
+        """Returns our name of an activation.
+
+        Raises:
+          UserError: it is no GELU.
+        """
+        self.must(key, *_GELUS)
+        return _GELUS[self._content[key]]

@@ -1,0 +1,214 @@
+"""V-JEPA 2 as Hugging Face publishes it: encoder and predictor, and the video classifier.
+
+Parameters of ours: `encoder` (`models.vit.VideoTransformer`), `predictor`
+(`models.mask_predictor.MaskPredictor`) and, of the classifier, `probe`
+(`models.attentive_probe.AttentiveProbe`).
+
+Rotary positions are the released form ("tiled"). `transformers` numbers rows and columns by the
+config's `crop_size`, whatever the input's; here, as in Meta's own code, by the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jepa.errors import UserError
+from jepa.interop import layout as parts
+from jepa.interop.fields import Config
+from jepa.interop.layout import Layout, Leaf
+from jepa.interop.registry import Model, Plan
+
+# The type's defaults, which a config.json may leave out.
+_DEFAULTS: Mapping[str, Any] = {
+    "patch_size": 16,
+    "crop_size": 256,
+    "frames_per_clip": 64,
+    "tubelet_size": 2,
+    "hidden_size": 1024,
+    "in_chans": 3,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "mlp_ratio": 4.0,
+    "layer_norm_eps": 1e-6,
+    "qkv_bias": True,
+    "hidden_act": "gelu",
+    "num_pooler_layers": 3,
+    "pred_hidden_size": 384,
+    "pred_num_attention_heads": 12,
+    "pred_num_hidden_layers": 12,
+    "pred_num_mask_tokens": 10,
+    "pred_zero_init_mask_tokens": True,
+    "pred_mlp_ratio": 4.0,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+}
+_POOLER_RATIO = 4  # whatever mlp_ratio is
+
+
+def _config(content: Mapping[str, Any]) -> Config:
+    config = Config(content, "vjepa2", _DEFAULTS)
+    config.must("in_chans", 3)
+    config.must("qkv_bias", True)
+    config.must("layer_norm_eps", 1e-6)
+    for heads, width in (
+        ("num_attention_heads", "hidden_size"),
+        ("pred_num_attention_heads", "pred_hidden_size"),
+    ):
+        if config.number(width) % config.number(heads):
+            raise UserError(
+                f"config.json: {heads} is {config[heads]}, which does not divide {width}="
+                f"{config[width]}"
+            )
+    return config
+
+
+def _blocks(prefix: str, depth: int, width: int, heads: int, hidden: int) -> dict[str, Leaf]:
+    def layer(i: int) -> dict[str, Leaf]:
+        name = f"{prefix}.{i}"
+        names = tuple(f"{name}.attention.{part}" for part in ("query", "key", "value", "proj"))
+        return {
+            **parts.under("norm1", parts.norm(f"{name}.norm1", width)),
+            **parts.under("attention", parts.attention(names, width, heads)),
+            **parts.under("norm2", parts.norm(f"{name}.norm2", width)),
+            **parts.under("mlp/in", parts.linear(f"{name}.mlp.fc1", width, hidden)),
+            **parts.under("mlp/out", parts.linear(f"{name}.mlp.fc2", hidden, width)),
+        }
+
+    return parts.stacked("blocks", depth, layer)
+
+
+def _hidden(width: int, ratio: float) -> int:
+    # Cut off, not rounded, as there.
+    return int(width * ratio)
+
+
+def _encoder(config: Config, prefix: str) -> tuple[dict[str, Any], dict[str, Leaf]]:
+    width, depth = config.number("hidden_size"), config.number("num_hidden_layers")
+    heads, patch = config.number("num_attention_heads"), config.number("patch_size")
+    tubelet = config.number("tubelet_size")
+    hidden = _hidden(width, config["mlp_ratio"])
+    fields = {
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "mlp_ratio": hidden / width,
+        "patch": patch,
+        "tubelet": tubelet,
+        "rope": "tiled",
+        "gelu": config.gelu("hidden_act"),
+    }
+    embed = parts.patches(f"{prefix}.embeddings.patch_embeddings.proj", width, patch, tubelet)
+    leaves = {
+        **parts.under("patches", embed),
+        **_blocks(f"{prefix}.layer", depth, width, heads, hidden),
+        **parts.under("norm", parts.norm(f"{prefix}.layernorm", width)),
+    }
+    return fields, leaves
+
+
+def _predictor(config: Config, prefix: str) -> tuple[dict[str, Any], dict[str, Leaf]]:
+    features, width = config.number("hidden_size"), config.number("pred_hidden_size")
+    depth, heads = (
+        config.number("pred_num_hidden_layers"),
+        config.number("pred_num_attention_heads"),
+    )
+    tokens = config.number("pred_num_mask_tokens")
+    hidden = _hidden(width, config["pred_mlp_ratio"])
+    fields = {
+        "features": features,
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "mlp_ratio": hidden / width,
+        "rope": "tiled",
+        "gelu": config.gelu("hidden_act"),
+        "mask_tokens": tokens,
+        "mask_token_init": "zeros" if config["pred_zero_init_mask_tokens"] else "normal",
+    }
+    embeddings = f"{prefix}.embeddings"
+    mask_tokens = parts.leaf(f"{embeddings}.mask_tokens", (tokens, 1, 1, width), (tokens, width))
+    leaves = {
+        **parts.under("embed", parts.linear(f"{embeddings}.predictor_embeddings", features, width)),
+        "mask_tokens": mask_tokens,
+        **_blocks(f"{prefix}.layer", depth, width, heads, hidden),
+        **parts.under("norm", parts.norm(f"{prefix}.layernorm", width)),
+        **parts.under("out", parts.linear(f"{prefix}.proj", width, features)),
+    }
+    return fields, leaves
+
+
+def _probe(config: Config, prefix: str) -> tuple[dict[str, Any], dict[str, Leaf]]:
+    width, heads = config.number("hidden_size"), config.number("num_attention_heads")
+    depth, hidden = config.number("num_pooler_layers"), _POOLER_RATIO * width
+    # A file that names no classes is of the type's two.
+    classes = len(config["id2label"])
+
+    def mlp(name: str) -> dict[str, Leaf]:
+        return {
+            **parts.under("mlp/in", parts.linear(f"{name}.mlp.fc1", width, hidden)),
+            **parts.under("mlp/out", parts.linear(f"{name}.mlp.fc2", hidden, width)),
+        }
+
+    def layer(i: int) -> dict[str, Leaf]:
+        name = f"{prefix}.self_attention_layers.{i}"
+        of_layer = ("q_proj", "k_proj", "v_proj", "out_proj")
+        names = tuple(f"{name}.self_attn.{part}" for part in of_layer)
+        return {
+            **parts.under("norm1", parts.norm(f"{name}.layer_norm1", width)),
+            **parts.under("attention", parts.attention(names, width, heads)),
+            **parts.under("norm2", parts.norm(f"{name}.layer_norm2", width)),
+            **mlp(name),
+        }
+
+    cross = f"{prefix}.cross_attention_layer"
+    leaves = {
+        "query": parts.leaf(f"{prefix}.query_tokens", (1, 1, width), (1, width)),
+        **parts.stacked("blocks", depth, layer),
+        **parts.under("norm1", parts.norm(f"{cross}.layer_norm1", width)),
+        **parts.under("norm2", parts.norm(f"{cross}.layer_norm2", width)),
+        **mlp(cross),
+        **parts.under("head", parts.linear("classifier", width, classes)),
+    }
+    for ours, theirs in (("query", "q_proj"), ("keys", "k_proj"), ("values", "v_proj")):
+        name, size = f"{cross}.cross_attn.{theirs}", width // heads
+        view = (heads, size)
+        leaves[f"cross/{ours}/kernel"] = parts.leaf(
+            f"{name}.weight", (width, width), (*view, width), (2, 0, 1)
+        )
+        leaves[f"cross/{ours}/bias"] = parts.leaf(f"{name}.bias", (width,), view)
+    fields = {"classes": classes, "depth": depth + 1, "heads": heads}
+    return fields, leaves
+
+
+_Part = Callable[[Config, str], tuple[dict[str, Any], dict[str, Leaf]]]
+
+
+def _plan(content: Mapping[str, Any], made: Mapping[str, tuple[str, _Part]]) -> Plan:
+    config = _config(content)
+    fields, leaves = {}, {}
+    for name, (prefix, part) in made.items():
+        fields[name], of_part = part(config, prefix)
+        leaves.update(parts.under(name, of_part))
+    return Plan(Layout(leaves), fields, content)
+
+
+def _plan_model(content: Mapping[str, Any]) -> Plan:
+    made = {"encoder": ("encoder", _encoder), "predictor": ("predictor", _predictor)}
+    return _plan(content, made)
+
+
+def _plan_classifier(content: Mapping[str, Any]) -> Plan:
+    made = {
+        "encoder": ("vjepa2.encoder", _encoder),
+        "predictor": ("vjepa2.predictor", _predictor),
+        "probe": ("pooler", _probe),
+    }
+    return _plan(content, made)
+
+
+MODEL = Model("v_jepa_2", "V-JEPA 2: encoder and predictor (L, H, g; 256 and 384)", _plan_model)
+CLASSIFIER = Model(
+    "v_jepa_2_classifier",
+    "V-JEPA 2 with an attentive probe: video classification",
+    _plan_classifier,
+)
