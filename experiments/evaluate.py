@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from jepa.evaluation.suite import Evaluator
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
-from jepa.training import metrics, optimizer, phases, workdir
+from jepa.training import costs, metrics, optimizer, phases, workdir
 
 # --config, --workdir, --devices and the like are those of training.
 PICTURE = flags.DEFINE_string("picture", None, "Also write a picture of the result (PNG).")
@@ -98,7 +98,10 @@ def main(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": meshes.describe(mesh),
         "parameters": _parameters(method, state.params),
-        "training": results.training(rows, _batch_at(config)),
+        "training": {
+            **results.training(rows, phases.batch_at(config)),
+            **costs.read(directory),
+        },
         "wall_seconds": round(time.perf_counter() - begin, 1),
         **found.numbers,
     }
@@ -153,12 +156,6 @@ def _tell(material: report.Material, path: Path) -> None:
     for key in headline.unmeasured(material.numbers, material.bars):
         print(f"not measured, so not compared with its bar: {key}")
     print(f"numbers: {path}", flush=True)
-
-
-def _batch_at(config: ConfigDict) -> Callable[[int], int]:
-    """Returns what gives the clips of a step, which differ from phase to phase."""
-    plan = phases.plan(config)
-    return lambda step: int(phases.at(plan, step).config.train.global_batch)
 
 
 def _data_directory(config: ConfigDict) -> str | None:

@@ -3,11 +3,13 @@
     python -m experiments.export --config=configs/v_jepa_2_1/pretrain.py:gigantic --workdir=DIR \
         --to=teacher.safetensors [--checkpoint=latest|best|STEP] [--part=encoder]
 
-Of a method with a target encoder, the moving average is written, as in every evaluation.
+Of a method with a target encoder, the moving average is written, as in every evaluation. The header
+says how the encoder is built, and how long it was trained.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from experiments import cli, restoring, train
 from jepa import methods
 from jepa.data import storage
 from jepa.errors import UserError
+from jepa.evaluation import results
 from jepa.interop import parameters
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
-from jepa.training import metrics, workdir
+from jepa.training import metrics, phases, workdir
 
 # --config, --workdir and --devices are those of training, --checkpoint that of evaluation.
 TO = flags.DEFINE_string("to", None, "File to write (safetensors).")
@@ -71,6 +74,12 @@ def main(
             raise UserError(f"--part={part}: the parameters have {', '.join(sorted(params))}")
         branch = branch[name]
     about = {"method": config.method, "step": str(restored.step), "part": part}
+    fields = here.model.get(part)
+    if hasattr(fields, "items"):
+        about["fields"] = json.dumps(workdir.plain(fields))
+    seconds = results.training(results.history(directory), phases.batch_at(config)).get("seconds")
+    if seconds is not None:
+        about["seconds"] = str(seconds)
     with storage.storing(Path(out)):
         parameters.save(out, jax.device_get(branch), about)
     print(f"{part} of step {restored.step}, {metrics.count(branch):,} parameters: {out}")

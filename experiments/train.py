@@ -14,6 +14,7 @@ import dataclasses
 import logging
 import math
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from jepa.evaluation import held_out, suite
 from jepa.methods import Method
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
-from jepa.training import features, loop, phases, workdir
+from jepa.training import costs, features, loop, phases, video_features, workdir
 from jepa.training.step import global_spec
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -120,10 +121,15 @@ def check_data(config: ConfigDict) -> None:
 def batch_spec(config: ConfigDict) -> Any:
     """Returns a tree of ShapeDtypeStruct of a global batch, for shapes of parameters to follow.
 
-    No data is read for that. Where texts will come as cached features, they are token ids here.
+    No data is read for that. Where texts or clips will come as cached features, these are token ids
+    and frames.
     """
     data = dataclasses.replace(
-        data_configs.DataConfig.parse(config.data), cache="none", workers=0, text_features=None
+        data_configs.DataConfig.parse(config.data),
+        cache="none",
+        workers=0,
+        text_features=None,
+        video_features=(),
     )
     batches = loader.make_train_loader(
         data, global_batch=config.train.global_batch, seed=config.seed
@@ -135,9 +141,9 @@ def batch_spec(config: ConfigDict) -> Any:
 class Parts:
     """What the phases of a run are made of; see `jepa.training.parts.Parts`."""
 
-    def __init__(self, mesh: jax.sharding.Mesh):
-        """Notes where the run trains; makes nothing."""
-        self._mesh = mesh
+    def __init__(self, mesh: jax.sharding.Mesh, directory: str | Path | None = None):
+        """Notes where the run trains, and its workdir if it has one; makes nothing."""
+        self._mesh, self._directory = mesh, directory
         self._process, self._processes = meshes.batch_slice(mesh)
         self._only: loop.TrainLoader | None = None
 
@@ -147,18 +153,35 @@ class Parts:
 
     def batch_spec(self, phase: phases.Phase, method: Method) -> Any:
         """Returns the spec of a global batch; the loader of an only phase is opened once."""
-        if phase.name:
+        if phase.name or video_features.tower_of(method) is not None:
+            video_features.check(phase.config.data, method)
             return batch_spec(phase.config)
-        self._only = self._open(phase, method)
+        self._only = self._open(phase.config.data, phase, method)
         return global_spec(self._only.element_spec, self._processes)
 
-    def loader(self, phase: phases.Phase, method: Method) -> loop.TrainLoader:
-        """Returns the loader, at its beginning."""
-        return self._open(phase, method) if self._only is None else self._only
+    def loader(
+        self,
+        phase: phases.Phase,
+        method: Method,
+        params: Mapping[str, Any],
+        stopped: Callable[[], bool],
+    ) -> loop.TrainLoader | None:
+        """Returns the loader, at its beginning, having computed the features of frozen towers."""
+        if self._only is not None:
+            return self._only
+        try:
+            data = video_features.cache_video_features(
+                phase.config.data, method, params, self._mesh, stopped=stopped
+            )
+        except video_features.Stopped:
+            return None
+        if self._directory is not None and jax.process_index() == 0:
+            costs.note(self._directory, phase, video_features.spent(data))
+        return self._open(data, phase, method)
 
-    def _open(self, phase: phases.Phase, method: Method) -> loop.TrainLoader:
+    def _open(self, data: ConfigDict, phase: phases.Phase, method: Method) -> loop.TrainLoader:
         batches = loader.make_train_loader(
-            features.cache_text_features(phase.config.data, method),
+            features.cache_text_features(data, method),
             global_batch=phase.config.train.global_batch,
             seed=phase.data_seed,
             process_index=self._process,
@@ -243,7 +266,7 @@ def main(
     setup(config, devices=devices)
     mesh = meshes.make_mesh(config.mesh)
     distrust_cache(mesh)
-    return loop.train_phases(config, directory, parts=Parts(mesh), mesh=mesh)
+    return loop.train_phases(config, directory, parts=Parts(mesh, directory), mesh=mesh)
 
 
 def from_flags() -> tuple[ConfigDict, str]:

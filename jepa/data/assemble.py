@@ -6,12 +6,13 @@ length, L text length, F features of a text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jepa.data import sampling, tokenize, transforms
+from jepa import hashing
+from jepa.data import tokenize, transforms
 from jepa.data.cache import TextFeatures
 from jepa.data.clips import Clips
 from jepa.data.config import DataConfig
@@ -136,10 +137,8 @@ class Assembler:
             UserError: a record has no text or no label where they are asked for, or replacements
                 were unreadable again and again.
         """
-        config = self.config
         batch = len(positions)
-        blank = config.frame_control == "blank"
-        video = transforms.empty((batch, config.frames), config.size, config.pixels, grey=blank)
+        video = self.clips[0].empty(batch)
         records: list[Any] = [None] * batch
         unreadable: dict[str, str] = {}
         numbers = np.array(numbers)
@@ -157,7 +156,7 @@ class Assembler:
             if not failed:
                 break
             pending = np.array(sorted(failed))
-            draws = sampling.uniform(
+            draws = hashing.uniform(
                 self._seed, positions[pending], int(Purpose.REPLACEMENT) + attempt
             )
             sizes = np.array([len(self.clips[which]) for which in sets[pending]])
@@ -193,7 +192,7 @@ class Assembler:
     ) -> dict[str, Any]:
         parts = np.array([Purpose.TASK, Purpose.QUERY, Purpose.TARGET])
         purposes = np.arange(self.config.pairs_per_clip)[:, None] * Purpose.PAIR + parts
-        draws = sampling.uniform(self._seed, positions[:, None, None], purposes).tolist()
+        draws = hashing.uniform(self._seed, positions[:, None, None], purposes).tolist()
         pairs = [
             pair
             for record, which, draw in zip(records, sets.tolist(), draws, strict=True)
@@ -206,8 +205,8 @@ class Assembler:
 def spec(assembler: Assembler, batch: int) -> dict[str, Any]:
     """Shapes and types of a batch, as `(shape, dtype name)` leaves."""
     config = assembler.config
-    planes: Mapping[str, tuple[int, ...]] = transforms.shapes(config.size, config.pixels)
-    video: Any = {k: ((batch, config.frames, *s), "uint8") for k, s in planes.items()}
+    planes = assembler.clips[0].planes()
+    video: Any = {name: ((batch, *shape), dtype) for name, (shape, dtype) in planes.items()}
     found: dict[str, Any] = {"video": video.get("rgb", video)}
     if assembler.texts is not None:
         found.update(_text_spec(config, assembler.texts, batch * config.pairs_per_clip))

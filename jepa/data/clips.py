@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from jepa import hashing
 from jepa.data import cache, decode, sampling, transforms
 from jepa.data.config import DataConfig
 from jepa.data.jobs import Progress
@@ -51,7 +52,7 @@ class View:
         """Frames int64 [B, T] of clips with `counts` frames at `rates`, control included."""
         config = self.config
         if self.random and config.sampling == "random":
-            offset = sampling.uniform(self.seed, positions, Purpose.WINDOW)
+            offset = hashing.uniform(self.seed, positions, Purpose.WINDOW)
         else:
             offset = np.full(len(positions), 0.5)
         chosen = sampling.frame_indices(
@@ -68,7 +69,7 @@ class View:
 
     def boxes(self, positions: np.ndarray, aspect: float) -> np.ndarray:
         """The random crops of rows with frames of one aspect, as `transforms.random_boxes`."""
-        uniforms = sampling.uniform(self.seed, positions[:, None], Purpose.CROP + np.arange(4))
+        uniforms = hashing.uniform(self.seed, positions[:, None], Purpose.CROP + np.arange(4))
         return transforms.random_boxes(
             uniforms, aspect, self.config.crop_scale, self.config.crop_ratio
         )
@@ -83,7 +84,13 @@ class View:
         """Which rows are mirrored, bool [B]."""
         if not (self.random and self.config.flip):
             return np.zeros(len(positions), bool)
-        return sampling.uniform(self.seed, positions, Purpose.FLIP) < 0.5
+        return hashing.uniform(self.seed, positions, Purpose.FLIP) < 0.5
+
+
+def planes(config: DataConfig) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape of a clip's frames and type of each plane."""
+    shapes = transforms.shapes(config.size, config.pixels)
+    return {name: ((config.frames, *shape), "uint8") for name, shape in shapes.items()}
 
 
 class Clips(abc.ABC):
@@ -95,6 +102,16 @@ class Clips(abc.ABC):
 
     def __len__(self) -> int:
         return len(self.split)
+
+    def planes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape of a row and type of each plane."""
+        return planes(self.view.config)
+
+    def empty(self, batch: int) -> Planes:
+        """Planes of `batch` rows for `load`: uninitialised, or grey where nothing is to be seen."""
+        config = self.view.config
+        blank = config.frame_control == "blank"
+        return transforms.empty((batch, config.frames), config.size, config.pixels, grey=blank)
 
     @abc.abstractmethod
     def load(

@@ -74,6 +74,9 @@ class DataConfig:
             dataset names.
         text_features: Directory of cached features of the targets (`cache.TextFeatures`), or
             None: the targets are then token ids.
+        video_features: Directories of cached features of the clips (`video_features`), one for each
+            dataset; () for the clips themselves. They are of one view of each clip, so nothing of
+            it may be drawn at random.
         cache: Decode every clip once and keep it uncompressed in "memory", or on "disk" under
             the dataset's directory. Meant for small sets. IDX files lie in memory anyway.
         workers: Processes that read ahead; 0 for threads in this process.
@@ -116,6 +119,7 @@ class DataConfig:
     caption_levels: tuple[str, ...] = ()
     caption_query: tuple[str, ...] = ()
     text_features: str | None = None
+    video_features: tuple[str, ...] = ()
     cache: str = "none"
     workers: int = 0
     threads: int = 0
@@ -138,10 +142,10 @@ class DataConfig:
         for key in ("path", "text_features"):
             if isinstance(values.get(key), os.PathLike):
                 values[key] = os.fspath(values[key])
-        for key in ("streams", "caption_levels", "caption_query"):
+        for key in ("streams", "caption_levels", "caption_query", "video_features"):
             if isinstance(values.get(key), str):
                 values[key] = (values[key],) if values[key] else ()
-        for key in ("mixture", "caption_levels", "caption_query"):
+        for key in ("mixture", "caption_levels", "caption_query", "video_features"):
             if key in values:
                 values[key] = values[key] or ()
         values["path"] = values.get("path") or ""
@@ -178,6 +182,29 @@ class DataConfig:
         """Tubelets, rows and columns of tokens in a clip, as the encoder counts them."""
         rows = self.size // self.patch
         return max(1, self.frames // self.tubelet), rows, rows
+
+    def check_one_view(self, why: str) -> None:
+        """Checks that each clip is seen in one way alone.
+
+        Args:
+            why: What needs that, for the message.
+
+        Raises:
+            UserError: names the key that draws something at random.
+        """
+        fixed = {
+            "sampling": ("uniform",),
+            "crop": ("none",),
+            "flip": (False,),
+            "frame_control": ("none", "blank"),
+        }
+        for key, allowed in fixed.items():
+            value = getattr(self, key)
+            if value not in allowed:
+                raise UserError(
+                    f"data.{key} is {value!r}, which shows a clip otherwise each time, but {why}; "
+                    f"set it to {allowed[0]!r}"
+                )
 
     def _check(self) -> None:
         def demand(holds: bool, key: str, mend: str) -> None:
@@ -225,6 +252,11 @@ class DataConfig:
             "workers",
             "with data.cache the frames lie ready, so it must be 0",
         )
+        if self.video_features:
+            one_each = len(self.video_features) == len(self.sources)
+            demand(one_each, "video_features", f"{len(self.sources)} datasets need one each")
+            demand(not self.images, "video_features", "with data.images, leave it empty")
+            self.check_one_view("data.video_features has features of one view of it")
         demand(0 <= self.max_bad_fraction < 1, "max_bad_fraction", "it must be in [0, 1)")
 
 

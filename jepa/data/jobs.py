@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from jepa.errors import UserError
+from jepa.words import duration
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -91,6 +93,7 @@ class Progress:
     def __init__(self, name: str, total: int | None, unit: str):
         self.name, self.total, self.unit, self.done = name, total, unit, 0
         self.bar: Any = None
+        self._begin = time.monotonic()
         if sys.stderr.isatty():
             self.bar = tqdm(total=total, unit=unit, desc=name, dynamic_ncols=True)
 
@@ -110,4 +113,9 @@ class Progress:
         step = max(1, self.total // 10) if self.total else 1000
         if before // step < self.done // step:
             of = f" of {self.total}" if self.total else ""
-            print(f"{self.name}: {self.done}{of} {self.unit}s", file=sys.stderr, flush=True)
+            left = f", {self._left()} left" if self.total and self.done < self.total else ""
+            print(f"{self.name}: {self.done}{of} {self.unit}s{left}", file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        assert self.total is not None
+        return duration((time.monotonic() - self._begin) / self.done * (self.total - self.done))

@@ -4,7 +4,7 @@ Grain gives the global order (shuffle, repeat, mix), the threads and the worker 
 at step k is made of positions k B .. k B + B - 1 of that order; each host makes a contiguous part
 of it, so that the global array is the same, row by row, on any number of hosts. (Grain's
 ElasticIterator deals rows out in turn, which permutes them with the number of hosts.) Every random
-choice of a sample is a hash of (seed, position); see `sampling`.
+choice of a sample is a hash of (seed, position); see `hashing`.
 
 B global batch, b = B / hosts rows of this host.
 """
@@ -18,12 +18,14 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from jepa.data import assemble, sampling, sources
+from jepa import hashing
+from jepa.data import assemble, sources
 from jepa.data.assemble import Assembler
-from jepa.data.clips import View, check_unreadable
+from jepa.data.clips import Clips, View, check_unreadable
 from jepa.data.config import DataConfig
 from jepa.data.joint import JointLoader, images_config
 from jepa.data.sampling import Purpose
+from jepa.data.video_features import FeatureClips
 from jepa.errors import UserError
 from jepa.masks import config as masks_config
 from jepa.masks.config import Masks
@@ -45,7 +47,7 @@ class Order:
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
         self._parts: list[_Epochs | _Shuffled] = []
         for which, size in enumerate(sizes):
-            own = int(sampling.bits(seed, which, Purpose.ORDER) >> np.uint64(33))
+            own = int(hashing.bits(seed, which, Purpose.ORDER) >> np.uint64(33))
             self._parts.append(_Epochs(size, own) if size <= _SMALL else _Shuffled(size, own))
         self._pattern: Any = None
         if len(sizes) > 1:
@@ -111,7 +113,7 @@ class _Epochs:
     def _permutation(self, epoch: int) -> np.ndarray:
         held, permutation = self._held
         if held != epoch:
-            drawn = sampling.bits(self._seed, np.arange(self._size), Purpose.EPOCH + epoch)
+            drawn = hashing.bits(self._seed, np.arange(self._size), Purpose.EPOCH + epoch)
             permutation = np.argsort(drawn, kind="stable")
             self._held = epoch, permutation
         return permutation
@@ -346,7 +348,7 @@ def _open(
     if "masks" in config.streams:
         masks = masks_config.from_config(config.masks, config.grid, "data.masks")
     view = View(config, seed)
-    clips = [sources.open_clips(source, view) for source in opened]
+    clips = _open_clips(config, opened, view)
     queries = [sources.caption_queries(config, source) for source in opened]
     order = Order([len(part) for part in clips], [w for _, w in config.sources], seed)
     return TrainLoader(
@@ -357,6 +359,22 @@ def _open(
         process_index=process_index,
         process_count=process_count,
     )
+
+
+def _open_clips(config: DataConfig, opened: Sequence[sources.Source], view: View) -> list[Clips]:
+    if not config.video_features:
+        return [sources.open_clips(source, view) for source in opened]
+    clips: list[Clips] = [
+        FeatureClips(source.split, view, path)
+        for source, path in zip(opened, config.video_features, strict=True)
+    ]
+    for path, each in zip(config.video_features, clips, strict=True):
+        if each.planes() != clips[0].planes():
+            raise UserError(
+                f"data.video_features has {path!r} with {each.planes()}, and "
+                f"{config.video_features[0]!r} with {clips[0].planes()}; compute them alike"
+            )
+    return clips
 
 
 def _structs(spec: Any) -> Any:

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from jepa.errors import UserError, check_keys
 from jepa.interop import minilm as minilm_weights
+from jepa.interop import parameters
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
 from jepa.methods.paired_loss import PairedLoss, default_loss
 from jepa.models import flops as count
@@ -32,6 +33,9 @@ from jepa.models.vit import VideoTransformer
 from jepa.models.vl_jepa import Predictor, SharedHead
 from jepa.nn.frames import frames_shape, to_float
 from jepa.parallel import partition
+
+# Fields of the X-encoder that change what it computes and the shape of no parameter.
+_FUNCTION = ("heads", "rope", "positions", "pretrain_grid", "gelu")
 
 
 def default_model() -> ConfigDict:
@@ -50,7 +54,13 @@ def default_model() -> ConfigDict:
                 "positions": "none",
                 "gelu": "exact",
                 "remat": "none",
+                # File of `experiments.export` to start from; "" for a random start.
+                "weights": "",
                 "frozen": False,
+                # Encode every training clip once, in `cache_dtype`, before the first step; for a
+                # frozen encoder and one view of each clip.
+                "cache_features": False,
+                "cache_dtype": "float16",
             },
             "predictor": {
                 "width": 256,
@@ -100,7 +110,9 @@ class VLJEPA:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x_encoder = dict(self.model.x_encoder)
         predictor = dict(self.model.predictor)
-        del x_encoder["frozen"], predictor["frozen_table"]
+        for key in ("weights", "frozen", "cache_features", "cache_dtype"):
+            del x_encoder[key]
+        del predictor["frozen_table"]
         self.x_encoder = VideoTransformer(**x_encoder, **types)
         self.predictor = Predictor(**predictor, features=self.model.shared_dim, **types)
         self.tower = self._text_tower(types)
@@ -152,9 +164,15 @@ class VLJEPA:
 
         Raises:
           UserError: heads that the tensor axis does not divide, a text tower that is frozen at its
-            random initial values, or a loss that cannot be (`PairedLoss.check`).
+            random initial values, features cached of an X-encoder that trains, or a loss that
+            cannot be (`PairedLoss.check`).
         """
-        y = config.model.y_encoder
+        x, y = config.model.x_encoder, config.model.y_encoder
+        if x.cache_features and not x.frozen:
+            raise UserError(
+                "config.model.x_encoder.cache_features is True, but the encoder is trained; set "
+                "config.model.x_encoder.frozen to True, or cache_features to False"
+            )
         if y.frozen and y.tower == "transformer":
             raise UserError(
                 "config.model.y_encoder.frozen is True, but the tower 'transformer' has no "
@@ -200,7 +218,8 @@ class VLJEPA:
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Params]:
         """Draws parameters for a batch of this structure; there is no mutable state."""
         keys = jax.random.split(rng, 4)
-        video = to_float(jax.tree.map(lambda x: x[:1], batch["video"]), self.dtype)
+        video = self._cell() if _is_cached(batch["video"]) else batch["video"]
+        video = to_float(jax.tree.map(lambda x: x[:1], video), self.dtype)
         tokens, x_params = self.x_encoder.init_with_output(keys[0], video)
         query = batch["query"]
         ids = jnp.zeros((1, 2), jnp.int32)
@@ -219,15 +238,42 @@ class VLJEPA:
         }
         return unfreeze(params), {}
 
+    def _cell(self) -> jax.Array:
+        """The smallest clip, from which every shape of the X-encoder's parameters follows."""
+        side, frames = self.x_encoder.patch, self.x_encoder.tubelet
+        return jnp.zeros((1, frames, side, side, 3), jnp.uint8)
+
     def pretrained(self) -> Mapping[str, Any]:
-        """MiniLM's published weights where it is the Y-encoder."""
-        if self.model.y_encoder.tower != "minilm":
-            return {}
-        return {"y_encoder/tower": minilm_weights.load_params()}
+        """The X-encoder's file, if any; MiniLM's weights where it is the Y-encoder.
+
+        UserError where the file is of another encoder than the config's.
+        """
+        found: dict[str, Any] = {}
+        if self.model.x_encoder.weights:
+            cell = to_float(self._cell(), self.dtype)
+            wanted = jax.eval_shape(self.x_encoder.init, jax.random.key(0), cell)["params"]
+            fields = {name: getattr(self.x_encoder, name) for name in _FUNCTION}
+            found["x_encoder"] = parameters.load_into(
+                self.model.x_encoder.weights, wanted, fields, "config.model.x_encoder.weights"
+            )
+        if self.model.y_encoder.tower == "minilm":
+            found["y_encoder/tower"] = minilm_weights.load_params()
+        return found
 
     def visual_tokens(self, params: Params, video: Any) -> jax.Array:
-        """Returns the X-encoder's tokens `[B, N, D]` of a clip stream."""
-        return _apply(self.x_encoder, params["x_encoder"], to_float(video, self.dtype))
+        """Returns the X-encoder's tokens `[B, N, D]` of a clip stream, computed or as cached."""
+        if _is_cached(video):
+            return video["features"].astype(self.dtype)
+        return self._encode_video(params["x_encoder"], video)
+
+    def cached_video_tower(self) -> tuple[str, Any, str] | None:
+        """Returns the frozen X-encoder for `jepa.training.video_features`, if it is cached."""
+        x = self.model.x_encoder
+        cached = x.cache_features and x.frozen
+        return ("x_encoder", self._encode_video, x.cache_dtype) if cached else None
+
+    def _encode_video(self, encoder: Params, video: Any) -> jax.Array:
+        return _apply(self.x_encoder, encoder, to_float(video, self.dtype))
 
     def predict(self, params: Params, tokens: jax.Array, query: Batch) -> jax.Array:
         """Returns predictions `[B*P, S]` from visual tokens `[B, N, D]` and B*P queries."""
@@ -246,7 +292,7 @@ class VLJEPA:
         y = self.model.y_encoder
         if not (y.cache_features and y.frozen and y.tower == "minilm"):
             return None
-        return self.pretrained()["y_encoder/tower"], self._encode_text
+        return minilm_weights.load_params(), self._encode_text
 
     def _encode_text(self, tower: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
         return _apply(self.tower, tower, ids, mask)
@@ -316,12 +362,18 @@ class VLJEPA:
 
         A frozen X-encoder or text tower counts its forward pass only; cached features nothing.
         """
-        clips, frames, height, width = frames_shape(batch["video"])
+        video = batch["video"]
         pairs, query_length = batch["query"]["ids"].shape
-        x_encoder = count.video_transformer(self.x_encoder, frames, height, width)
+        if _is_cached(video):
+            clips, tokens, _ = video["features"].shape
+            x_encoder = 0.0
+        else:
+            clips, frames, height, width = frames_shape(video)
+            tokens = math.prod(self.x_encoder.grid(frames, height, width))
+            x_encoder = count.video_transformer(self.x_encoder, frames, height, width)
         predictor = count.predictor(
             self.predictor,
-            visual_tokens=math.prod(self.x_encoder.grid(frames, height, width)),
+            visual_tokens=tokens,
             visual_width=self.x_encoder.width,
             query_length=query_length,
         )
@@ -333,6 +385,10 @@ class VLJEPA:
             tower = text(self.tower, batch["text"]["ids"].shape[1])
             total += pairs * tower * (1.0 if self.model.y_encoder.frozen else 3.0)
         return total
+
+
+def _is_cached(video: Any) -> bool:
+    return isinstance(video, Mapping) and "features" in video
 
 
 def _apply(module: nn.Module, params: Params, *inputs: Any) -> Any:

@@ -10,7 +10,6 @@ F features of a text, L tokens.
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from jepa.data.jobs import Progress
 from jepa.data.tokenize import Tokenizer, find_tokenizer
 from jepa.errors import UserError
 from jepa.methods.base import Method
+from jepa.training import fingerprint
 
 BATCH = 256
 LENGTHS = (8, 12, 16, 24)  # texts are padded to the next of these, so that few programs compile
@@ -58,7 +58,7 @@ def cache_text_features(data: ConfigDict, method: Method) -> ConfigDict:
     fingerprint = _fingerprint(encode, params, tokenizer, texts)
     path = Path(directories[0]) / "cache" / f"text_features-{fingerprint[:16]}"
     if not TextFeatures.whole(path, fingerprint):
-        _check_writable(path.parent)
+        check_writable(path.parent, "features of a dataset's texts")
         features = _embed(jax.jit(encode), params, tokenizer, texts)
         TextFeatures.write(path, texts, features, fingerprint)
     data = data.copy_and_resolve_references()
@@ -81,7 +81,7 @@ def _texts(directories: Sequence[str], split: str) -> list[str]:
     return sorted(texts)
 
 
-def _check_writable(directory: Path) -> None:
+def check_writable(directory: Path, what: str) -> None:
     """Raises UserError before the work of minutes, not after it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -89,8 +89,8 @@ def _check_writable(directory: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"the features of a dataset's texts are kept beside it, but {directory} cannot be "
-            f"written ({error.strerror or error}); free space or make it writable, or copy the "
+            f"the {what} are kept beside it, but {directory} cannot be written "
+            f" ({error.strerror or error}); free space or make it writable, or copy the "
             "dataset to where it is"
         ) from error
 
@@ -98,23 +98,15 @@ def _check_writable(directory: Path) -> None:
 def _fingerprint(encode: Encode, params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> str:
     """Of all that decides the features: the program, its types, the weights and the inputs."""
     digest = hashlib.sha256()
-    digest.update(f"2 {jax.default_backend()} {_program(encode, params)}".encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).data)
+    ids = jax.ShapeDtypeStruct((1, LENGTHS[0]), np.int32)
+    mask = jax.ShapeDtypeStruct((1, LENGTHS[0]), np.bool_)
+    program = fingerprint.program(encode, params, ids, mask)
+    digest.update(f"2 {jax.default_backend()} {program}".encode())
+    fingerprint.add_arrays(digest, params)
     digest.update(tokenizer.path.read_bytes())
     digest.update(str(tokenizer.length).encode())
     digest.update("\0".join(texts).encode())
     return digest.hexdigest()
-
-
-def _program(encode: Encode, params: Any) -> str:
-    """The tower as JAX traces it: what it computes and in which types, e.g. bfloat16."""
-    ids = jax.ShapeDtypeStruct((1, LENGTHS[0]), np.int32)
-    mask = jax.ShapeDtypeStruct((1, LENGTHS[0]), np.bool_)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    # Functions that are parameters of an operation are printed with their addresses.
-    return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(encode)(shapes, ids, mask)))
 
 
 def _embed(encode: Encode, params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:

@@ -58,8 +58,17 @@ class Outline(Protocol):
 class Parts(Outline, Protocol):
     """Makes what a phase needs; the outlines of all phases are asked for before anything runs."""
 
-    def loader(self, phase: Phase, method: Method) -> TrainLoader:
-        """Returns the loader at its beginning, in the order of `phase.data_seed`."""
+    def loader(
+        self, phase: Phase, method: Method, params: Mapping[str, Any], stopped: Callable[[], bool]
+    ) -> TrainLoader | None:
+        """Returns the loader at its beginning, in the order of `phase.data_seed`.
+
+        Args:
+          phase: which.
+          method: of the phase.
+          params: with which the phase goes on, from which features of frozen parts can be computed.
+          stopped: whether the run was told to stop meanwhile; None is returned then.
+        """
 
     def evaluators(self, phase: Phase, method: Method) -> Mapping[str, Evaluator]:
         """Returns evaluators by name; their numbers are logged as `name/key`."""
@@ -82,7 +91,9 @@ class Given:
         """Returns the spec of the loader's batches on all hosts together."""
         return global_spec(self.batches.element_spec, meshes.batch_slice(self.mesh)[1])
 
-    def loader(self, phase: Phase, method: Method) -> TrainLoader:
+    def loader(
+        self, phase: Phase, method: Method, params: Mapping[str, Any], stopped: Callable[[], bool]
+    ) -> TrainLoader:
         """Returns the loader."""
         return self.batches
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,6 +91,12 @@ def plan(config: ConfigDict) -> tuple[Phase, ...]:
 def at(phases: Sequence[Phase], step: int) -> Phase:
     """Returns the phase that a checkpoint of this step is of: at a border the one that ends."""
     return next((phase for phase in phases if step <= phase.last), phases[-1])
+
+
+def batch_at(config: ConfigDict) -> Callable[[int], int]:
+    """Returns what gives the clips of a step, which differ from phase to phase."""
+    phases = plan(config)
+    return lambda step: int(at(phases, step).config.train.global_batch)
 
 
 def expand(config: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

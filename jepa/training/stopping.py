@@ -39,6 +39,13 @@ class Stop:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
 
+    def told(self) -> bool:
+        """Returns whether this process was told to stop, for work outside of steps.
+
+        Never with several processes: they agree between steps only.
+        """
+        return self.signal is not None and jax.process_count() == 1
+
     def requested(self, step: int) -> bool:
         """Returns whether to stop after `step`, the same on every process."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):

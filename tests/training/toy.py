@@ -125,7 +125,7 @@ class Parts:
     def batch_spec(self, phase, method):
         return Loader(phase.config.train.global_batch, 0).element_spec
 
-    def loader(self, phase, method):
+    def loader(self, phase, method, params, stopped):
         return self._loader(phase.config.train.global_batch, phase.data_seed)
 
     def evaluators(self, phase, method):
