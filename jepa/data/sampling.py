@@ -2,8 +2,7 @@
 
 B batch, T frames, n frames in a clip. A position is the number of a sample in the endless global
 order; the sample at position p of seed s makes the same choices on every host, in every worker and
-after every restart. Choices are hashes of (seed, position, purpose) rather than states of a
-generator, so a whole batch is drawn in one vectorised step.
+after every restart: choices are hashes of (seed, position, purpose), see `jepa.hashing`.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ import enum
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX2 = np.uint64(0x94D049BB133111EB)
+from jepa.hashing import uniform
 
 
 class Purpose(enum.IntEnum):
@@ -32,29 +29,6 @@ class Purpose(enum.IntEnum):
     PAIR = 1 << 12  # times the pair's number, plus TASK, QUERY or TARGET
     PERMUTATION = 1 << 20  # plus the frame
     EPOCH = 1 << 32  # plus the epoch
-
-
-def bits(seed: int, position: np.ndarray | int, purpose: np.ndarray | int) -> np.ndarray:
-    """Hash (seed, position, purpose) to uint64, broadcast over positions and purposes.
-
-    The finaliser is SplitMix64's (Steele, Lea and Flood, 2014), once for each of the three inputs.
-    """
-    with np.errstate(over="ignore"):
-        state: np.ndarray = np.asarray(seed, np.uint64)
-        for value in (purpose, position):
-            state = _finalise(state + _GOLDEN) ^ np.asarray(value).astype(np.uint64)
-        return _finalise(state + _GOLDEN)
-
-
-def _finalise(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * _MIX1
-    x = (x ^ (x >> np.uint64(27))) * _MIX2
-    return x ^ (x >> np.uint64(31))
-
-
-def uniform(seed: int, position: np.ndarray | int, purpose: np.ndarray | int) -> np.ndarray:
-    """Float64 in [0, 1), as `bits`."""
-    return (bits(seed, position, purpose) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def frame_indices(

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from jepa.data import sampling
+from jepa import hashing
 from jepa.errors import UserError
 
 Grid = tuple[int, int, int]
@@ -33,7 +33,7 @@ DISTRIBUTIONS = (UNBIASED, PUBLISHED)
 # Draws of a place after which the published distributions give up (see `multiblock`, `tubes`).
 ATTEMPTS = 16
 
-# Purposes of `data.sampling` from here on are masks'.
+# Purposes of `hashing` from here on are masks'.
 _PURPOSE = 1 << 40
 # Beside a birth, of the order of 1, what decides between tokens of the same row or column.
 _TIE = 1e-9
@@ -46,7 +46,7 @@ def uniforms(
 ) -> np.ndarray:
     """Float64 [B, count] in (0, 1), a hash of (seed, index [B], stream, attempt, number)."""
     first = _PURPOSE + (stream << 32) + (attempt << 16)
-    drawn = sampling.uniform(seed, np.asarray(indices)[:, None], first + np.arange(count))
+    drawn = hashing.uniform(seed, np.asarray(indices)[:, None], first + np.arange(count))
     return drawn + 2.0**-54
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jepa import hashing
 from jepa.data import sampling
 from jepa.data.sampling import Purpose
 
@@ -64,7 +65,7 @@ def test_rows_do_not_depend_on_their_batch():
 
 def test_every_window_and_offset_is_drawn_alike():
     positions = np.arange(20_000)
-    draws = sampling.uniform(0, positions, Purpose.WINDOW)
+    draws = hashing.uniform(0, positions, Purpose.WINDOW)
     many = np.full(len(positions), 10)
     starts = sampling.frame_indices(many, many, frames=4, fps=10.0, offset=draws)[:, 0]
     share = np.bincount(starts, minlength=7) / len(positions)
@@ -73,11 +74,11 @@ def test_every_window_and_offset_is_drawn_alike():
 
 def test_uniforms_are_uniform_and_independent():
     positions = np.arange(50_000)
-    one = sampling.uniform(1, positions, Purpose.TASK)
+    one = hashing.uniform(1, positions, Purpose.TASK)
     others = [
-        sampling.uniform(1, positions, Purpose.QUERY),
-        sampling.uniform(2, positions, Purpose.TASK),
-        sampling.uniform(1, positions + 1, Purpose.TASK),
+        hashing.uniform(1, positions, Purpose.QUERY),
+        hashing.uniform(2, positions, Purpose.TASK),
+        hashing.uniform(1, positions + 1, Purpose.TASK),
     ]
     share = np.histogram(one, bins=20, range=(0, 1))[0] / len(one)
     np.testing.assert_allclose(share, 1 / 20, atol=0.004)
@@ -88,7 +89,7 @@ def test_uniforms_are_uniform_and_independent():
 
 def test_draws_stay_what_they_were():
     # A change of these numbers would change every run that goes on from a checkpoint.
-    found = sampling.bits(3, np.array([0, 1, 1 << 40]), Purpose.TARGET)
+    found = hashing.bits(3, np.array([0, 1, 1 << 40]), Purpose.TARGET)
     assert found.tolist() == [_reference(3, p, 3) for p in (0, 1, 1 << 40)]
 
 
