@@ -6,7 +6,7 @@ length, L text length, F features of a text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -137,10 +137,8 @@ class Assembler:
             UserError: a record has no text or no label where they are asked for, or replacements
                 were unreadable again and again.
         """
-        config = self.config
         batch = len(positions)
-        blank = config.frame_control == "blank"
-        video = transforms.empty((batch, config.frames), config.size, config.pixels, grey=blank)
+        video = self.clips[0].empty(batch)
         records: list[Any] = [None] * batch
         unreadable: dict[str, str] = {}
         numbers = np.array(numbers)
@@ -207,8 +205,8 @@ class Assembler:
 def spec(assembler: Assembler, batch: int) -> dict[str, Any]:
     """Shapes and types of a batch, as `(shape, dtype name)` leaves."""
     config = assembler.config
-    planes: Mapping[str, tuple[int, ...]] = transforms.shapes(config.size, config.pixels)
-    video: Any = {k: ((batch, config.frames, *s), "uint8") for k, s in planes.items()}
+    planes = assembler.clips[0].planes()
+    video: Any = {name: ((batch, *shape), dtype) for name, (shape, dtype) in planes.items()}
     found: dict[str, Any] = {"video": video.get("rgb", video)}
     if assembler.texts is not None:
         found.update(_text_spec(config, assembler.texts, batch * config.pairs_per_clip))

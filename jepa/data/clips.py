@@ -87,6 +87,12 @@ class View:
         return hashing.uniform(self.seed, positions, Purpose.FLIP) < 0.5
 
 
+def planes(config: DataConfig) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape of a clip's frames and type of each plane."""
+    shapes = transforms.shapes(config.size, config.pixels)
+    return {name: ((config.frames, *shape), "uint8") for name, shape in shapes.items()}
+
+
 class Clips(abc.ABC):
     """One split. `split` has `__len__` and `record(i, video=True)`, as `dataset.Split`."""
 
@@ -96,6 +102,16 @@ class Clips(abc.ABC):
 
     def __len__(self) -> int:
         return len(self.split)
+
+    def planes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape of a row and type of each plane."""
+        return planes(self.view.config)
+
+    def empty(self, batch: int) -> Planes:
+        """Planes of `batch` rows for `load`: uninitialised, or grey where nothing is to be seen."""
+        config = self.view.config
+        blank = config.frame_control == "blank"
+        return transforms.empty((batch, config.frames), config.size, config.pixels, grey=blank)
 
     @abc.abstractmethod
     def load(

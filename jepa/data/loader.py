@@ -21,10 +21,11 @@ from absl import flags, logging
 from jepa import hashing
 from jepa.data import assemble, sources
 from jepa.data.assemble import Assembler
-from jepa.data.clips import View, check_unreadable
+from jepa.data.clips import Clips, View, check_unreadable
 from jepa.data.config import DataConfig
 from jepa.data.joint import JointLoader, images_config
 from jepa.data.sampling import Purpose
+from jepa.data.video_features import FeatureClips
 from jepa.errors import UserError
 from jepa.masks import config as masks_config
 from jepa.masks.config import Masks
@@ -347,7 +348,7 @@ def _open(
     if "masks" in config.streams:
         masks = masks_config.from_config(config.masks, config.grid, "data.masks")
     view = View(config, seed)
-    clips = [sources.open_clips(source, view) for source in opened]
+    clips = _open_clips(config, opened, view)
     queries = [sources.caption_queries(config, source) for source in opened]
     order = Order([len(part) for part in clips], [w for _, w in config.sources], seed)
     return TrainLoader(
@@ -358,6 +359,22 @@ def _open(
         process_index=process_index,
         process_count=process_count,
     )
+
+
+def _open_clips(config: DataConfig, opened: Sequence[sources.Source], view: View) -> list[Clips]:
+    if not config.video_features:
+        return [sources.open_clips(source, view) for source in opened]
+    clips: list[Clips] = [
+        FeatureClips(source.split, view, path)
+        for source, path in zip(opened, config.video_features, strict=True)
+    ]
+    for path, each in zip(config.video_features, clips, strict=True):
+        if each.planes() != clips[0].planes():
+            raise UserError(
+                f"data.video_features has {path!r} with {each.planes()}, and "
+                f"{config.video_features[0]!r} with {clips[0].planes()}; compute them alike"
+            )
+    return clips
 
 
 def _structs(spec: Any) -> Any:
