@@ -5,14 +5,16 @@ A model is a file of this package with one `Model`, and one line in `_WHERE`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from jepa.errors import UserError
 from jepa.interop.layout import Layout
-from jepa.interop.tensors import Tensors
+from jepa.interop.tensors import Tensors, open_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,37 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a user says of a checkpoint that has no `config.json`.
+
+    Attributes:
+      branch: which of several networks in it to take ("encoder"); None for the model's choice.
+      values: of keys of what stands for its `config.json`, by "."-joined path.
+    """
+
+    branch: str | None = None
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def apply(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a config with the values in their places.
+
+        Raises:
+          UserError: there is no such key.
+        """
+        settled = copy.deepcopy(dict(config))
+        for path, value in self.values.items():
+            *parents, name = path.split(".")
+            section: Any = settled
+            for parent in parents:
+                section = section.get(parent) if isinstance(section, dict) else None
+            if not isinstance(section, dict) or name not in section:
+                keys = ", ".join(section) if isinstance(section, dict) else ", ".join(settled)
+                raise UserError(f"--set {path}: there is no such key; there are {keys}")
+            section[name] = value
+        return settled
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     """A published model.
 
@@ -39,32 +72,43 @@ class Model:
       name: by which `experiments.convert` knows it.
       says: what it is, in a line.
       plan: gives the plan of a `config.json`. Raises UserError where our modules cannot be that.
-      infer: gives what stands for a `config.json` in a checkpoint that has none, from its tensors;
+      infer: gives the plan of a checkpoint without one, from its tensors and what the user says;
         None where there always is one.
+      open: opens a checkpoint; for models whose tensors lie in several places.
+      beside: names of files that go with the tensors, where they are (a tokenizer's).
     """
 
     name: str
     says: str
     plan: Callable[[Mapping[str, Any]], Plan]
-    infer: Callable[[Tensors], Mapping[str, Any]] | None = None
+    infer: Callable[[Tensors, Settings], Plan] | None = None
+    open: Callable[[Path], Tensors] = open_tensors
+    beside: tuple[str, ...] = ()
 
-    def plan_of(self, tensors: Tensors) -> Plan:
+    def plan_of(self, tensors: Tensors, settings: Settings | None = None) -> Plan:
         """Returns the plan of an opened checkpoint.
 
         Raises:
-          UserError: it has no `config.json` and needs one, or is of another model.
+          UserError: it has no `config.json` and needs one, is of another model, or settings are
+            given of what its `config.json` says.
         """
         if tensors.config is not None:
+            if settings is not None and (settings.branch or settings.values):
+                raise UserError(
+                    f"{tensors.path} has a config.json, which says what --set and --branch would; "
+                    "leave them out"
+                )
             return self.plan(tensors.config)
         if self.infer is None:
             raise UserError(f"{tensors.path} has no config.json beside it, which {self.name} needs")
-        return self.plan(self.infer(tensors))
+        return self.infer(tensors, settings or Settings())
 
 
 # Module of this package and attribute, by name.
 _WHERE: Mapping[str, tuple[str, str]] = {
     "v_jepa_2": ("v_jepa_2", "MODEL"),
     "v_jepa_2_classifier": ("v_jepa_2", "CLASSIFIER"),
+    "v_jepa_2_1": ("v_jepa_2_1", "MODEL"),
 }
 
 

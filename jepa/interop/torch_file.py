@@ -58,7 +58,7 @@ class _Tensor:
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """Returns the tensors of a file; names of nested dictionaries are joined by "/".
+    """Returns the tensors of a file; names of nested dictionaries are joined by ".".
 
     Raises:
       UserError: the file is damaged, of PyTorch's format before 1.6, or would run code.
@@ -151,10 +151,10 @@ def _flatten(content: Any, prefix: str, found: dict[str, _Tensor]) -> None:
         found[prefix] = content
     elif isinstance(content, Mapping):
         for name, value in content.items():
-            _flatten(value, f"{prefix}/{name}" if prefix else str(name), found)
+            _flatten(value, f"{prefix}.{name}" if prefix else str(name), found)
     elif isinstance(content, list | tuple):
         for i, value in enumerate(content):
-            _flatten(value, f"{prefix}/{i}" if prefix else str(i), found)
+            _flatten(value, f"{prefix}.{i}" if prefix else str(i), found)
 
 
 def _entry(
