@@ -13,6 +13,13 @@ from jepa.errors import UserError
 _GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
+def tuples(content: Any) -> Any:
+    """Returns what JSON gave with tuples for lists: the fields of our modules are hashed."""
+    if isinstance(content, Mapping):
+        return {name: tuples(value) for name, value in content.items()}
+    return tuple(map(tuples, content)) if isinstance(content, list | tuple) else content
+
+
 class Config:
     """A `config.json` with the defaults of its model type."""
 

@@ -26,7 +26,7 @@ ENCODERS = ("target_encoder", "ema_encoder", "encoder")
 PREDICTOR = "predictor"
 # Branches that hold no network: the optimizer's memory and loss scaling.
 _OTHERS = ("opt", "scaler")
-# Heads of the published sizes by their width (see `models.vit.VITS`).
+# Heads of V-JEPA 2's and 2.1's sizes by their width (see `models.vit.VITS`).
 HEADS: Mapping[int, int] = {
     192: 3,
     384: 6,
@@ -106,20 +106,23 @@ def depth(tensors: Tensors, prefix: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def encoder_fields(tensors: Tensors, prefix: str, *, flat: bool = False) -> Fields:
+def encoder_fields(
+    tensors: Tensors, prefix: str, *, flat: bool = False, heads: Mapping[int, int] = HEADS
+) -> Fields:
     """Returns the sizes of an encoder; `heads` is None where its width is none of the published.
 
     Args:
       tensors: the opened checkpoint.
       prefix: what the names of its tensors begin with.
       flat: whether patches are of images (a 2-D convolution).
+      heads: of the published sizes, by width.
     """
     kernel = shape(tensors, f"{prefix}patch_embed.proj.weight", 4 if flat else 5)
     hidden, width = shape(tensors, f"{prefix}blocks.0.mlp.fc1.weight", 2)
     return {
         "width": width,
         "depth": depth(tensors, f"{prefix}blocks"),
-        "heads": HEADS.get(width),
+        "heads": heads.get(width),
         "mlp_ratio": hidden / width,
         "patch": kernel[-1],
         "tubelet": 1 if flat else kernel[2],

@@ -10,15 +10,20 @@ config's `crop_size`, whatever the input's; here, as in Meta's own code, by the 
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jepa.errors import UserError
 from jepa.interop import layout as parts
+from jepa.interop import meta
 from jepa.interop.fields import Config
 from jepa.interop.layout import Layout, Leaf
-from jepa.interop.registry import Model, Plan
+from jepa.interop.registry import Model, Plan, Settings
+from jepa.interop.tensors import Tensors
 
+_TYPE = "vjepa2"
 # The type's defaults, which a config.json may leave out.
 _DEFAULTS: Mapping[str, Any] = {
     "patch_size": 16,
@@ -46,7 +51,7 @@ _POOLER_RATIO = 4  # whatever mlp_ratio is
 
 
 def _config(content: Mapping[str, Any]) -> Config:
-    config = Config(content, "vjepa2", _DEFAULTS)
+    config = Config(content, _TYPE, _DEFAULTS)
     config.must("in_chans", 3)
     config.must("qkv_bias", True)
     config.must("layer_norm_eps", 1e-6)
@@ -183,6 +188,47 @@ def _probe(config: Config, prefix: str) -> tuple[dict[str, Any], dict[str, Leaf]
 _Part = Callable[[Config, str], tuple[dict[str, Any], dict[str, Leaf]]]
 
 
+def _infer(tensors: Tensors, settings: Settings) -> Plan:
+    """The plan of Meta's own file (`.pt`), whose parameters are the same by other names."""
+    found = meta.Branches(tensors, settings.branch)
+    encoder = meta.encoder_fields(tensors, found.encoder)
+    if found.predictor is None:
+        raise UserError(f"{tensors.path} has no predictor, which V-JEPA 2 has")
+    predictor = meta.predictor_fields(
+        tensors, found.predictor, _DEFAULTS["pred_num_attention_heads"]
+    )
+    content = {
+        "architectures": ["VJEPA2Model"],
+        "model_type": _TYPE,
+        "crop_size": _DEFAULTS["crop_size"],
+        "frames_per_clip": _DEFAULTS["frames_per_clip"],
+        "hidden_size": encoder["width"],
+        "num_hidden_layers": encoder["depth"],
+        "num_attention_heads": encoder["heads"],
+        "mlp_ratio": encoder["mlp_ratio"],
+        "patch_size": encoder["patch"],
+        "tubelet_size": encoder["tubelet"],
+        "pred_hidden_size": predictor["width"],
+        "pred_num_hidden_layers": predictor["depth"],
+        "pred_num_attention_heads": predictor["heads"],
+        "pred_mlp_ratio": predictor["mlp_ratio"],
+        "pred_num_mask_tokens": predictor["mask_tokens"],
+    }
+    content = meta.settle(content, settings, ["num_attention_heads"])
+    plan = _plan_model(content)
+    of_encoder, of_predictor = plan.fields["encoder"], plan.fields["predictor"]
+    leaves = {
+        **parts.under("encoder", meta.encoder(of_encoder, found.encoder)),
+        **parts.under(
+            "predictor", meta.predictor(of_predictor, found.predictor, of_encoder["width"])
+        ),
+    }
+    # Tables that training drags along and rotary positions make no use of.
+    unused = [rf"{re.escape(found.encoder)}pos_embed"]
+    unused.append(rf"{re.escape(found.predictor)}predictor_pos_embed")
+    return dataclasses.replace(plan, layout=Layout(leaves, (*found.ignored, *unused)))
+
+
 def _plan(content: Mapping[str, Any], made: Mapping[str, tuple[str, _Part]]) -> Plan:
     config = _config(content)
     fields, leaves = {}, {}
@@ -206,7 +252,12 @@ def _plan_classifier(content: Mapping[str, Any]) -> Plan:
     return _plan(content, made)
 
 
-MODEL = Model("v_jepa_2", "V-JEPA 2: encoder and predictor (L, H, g; 256 and 384)", _plan_model)
+MODEL = Model(
+    "v_jepa_2",
+    "V-JEPA 2: encoder and predictor (L, H, g; 256 and 384; also .pt)",
+    _plan_model,
+    _infer,
+)
 CLASSIFIER = Model(
     "v_jepa_2_classifier",
     "V-JEPA 2 with an attentive probe: video classification",

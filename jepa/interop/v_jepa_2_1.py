@@ -14,7 +14,7 @@ from typing import Any
 from jepa.errors import UserError
 from jepa.interop import layout as parts
 from jepa.interop import meta
-from jepa.interop.fields import Config
+from jepa.interop.fields import Config, tuples
 from jepa.interop.layout import Layout, Leaf
 from jepa.interop.registry import Model, Plan, Settings
 from jepa.interop.tensors import Tensors
@@ -39,10 +39,10 @@ def _plan(config: Mapping[str, Any]) -> Plan:
 def _made(
     config: Mapping[str, Any], encoder: str, predictor: str | None, ignored: tuple[str, ...]
 ) -> Plan:
-    fields = {"encoder": dict(config["encoder"])}
+    fields = {"encoder": tuples(config["encoder"])}
     leaves: dict[str, Leaf] = parts.under("encoder", meta.encoder(fields["encoder"], encoder))
     if "predictor" in config and predictor is not None:
-        fields["predictor"] = dict(config["predictor"])
+        fields["predictor"] = tuples(config["predictor"])
         deep = bool(fields["predictor"].get("embed_hidden"))
         levels = len(fields["encoder"]["taps"]) if deep else 1
         inputs = levels * fields["encoder"]["width"]

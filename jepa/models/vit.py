@@ -21,7 +21,7 @@ from jepa.nn.blocks import PreNormBlock
 from jepa.nn.linear import matrix_init
 from jepa.nn.mlp import GeluMlp
 from jepa.nn.norms import LayerNorm
-from jepa.nn.positions import POSITIONS, sincos
+from jepa.nn.positions import POSITIONS, resized, sincos
 from jepa.nn.stack import Stack
 from jepa.parallel.partition import Table, constrain, prefixed
 
@@ -98,9 +98,11 @@ class VideoTransformer(nn.Module):
       tubelet: frames to a token.
       rope: "tiled" (V-JEPA 2's released form), "rotation" (V-JEPA 2.1; see `nn.rotary`) or "none".
       positions: what is added to the tokens: "none" (V-JEPA 2) or a fixed table, "sincos_2d"
-        (I-JEPA), "sincos_uniform" (V-JEPA) or "sincos" (see `nn.positions`). Rotary positions are
-        relative; a small model that trains for minutes learns where things are, and so where they
-        go, much sooner from absolute ones.
+        or "sincos_2d_columns" (I-JEPA), "sincos_uniform" (V-JEPA) or "sincos" (see `nn.positions`).
+        Rotary positions are relative; a small model that trains for minutes learns where things
+        are, and so where they go, much sooner from absolute ones.
+      table_grid: tubelets, rows and columns that a fixed table was made for: it is interpolated for
+        another grid, as published weights need it. Each grid has a table of its own when None.
       pretrain_grid: rows and columns to which positions are stretched (2.1: 16), or None.
       taps: numbers of layers, rising to `depth`, whose tokens `hierarchy` gives, each after a
         LayerNorm of its own (2.1 supervises four; its code numbers them from zero); () for none.
@@ -121,6 +123,7 @@ class VideoTransformer(nn.Module):
     tubelet: int = 2
     rope: str = "rotation"
     positions: str = "none"
+    table_grid: tuple[int, int, int] | None = None
     pretrain_grid: int | None = None
     taps: tuple[int, ...] = ()
     image_tokenizer: bool = False
@@ -176,7 +179,7 @@ class VideoTransformer(nn.Module):
             dtype=jnp.promote_types(self.dtype, jnp.float32),
         )
         if self.positions != "none":
-            x = x + sincos(positions, self.width, self.positions).astype(x.dtype)
+            x = x + self._table(grid, positions).astype(x.dtype)
         if token_ids is not None:
             x = jnp.take_along_axis(x, token_ids[..., None], axis=1)
             positions = rotary.gather(positions, token_ids)
@@ -190,6 +193,12 @@ class VideoTransformer(nn.Module):
             for norm in self.tap_norms:
                 norm(x)
         return self.norm(x), tapped
+
+    def _table(self, grid: tuple[int, int, int], positions: jax.Array) -> jax.Array:
+        """The fixed positions `[N, D]` of a grid."""
+        if self.table_grid is None or self.table_grid == grid:
+            return sincos(positions, self.width, self.positions)
+        return resized(grid, self.table_grid, self.width, self.positions, positions.dtype)
 
     def hierarchy(self, video: jax.Array, token_ids: jax.Array | None = None) -> jax.Array:
         """As `__call__`, and before that the tokens of the other `taps`: `[B, N, levels * D]`.

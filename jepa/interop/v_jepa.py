@@ -1,0 +1,97 @@
+"""V-JEPA and I-JEPA as Meta publishes them: encoder and predictor (`.pt`, `.pth.tar`).
+
+Both add a fixed table of positions to their tokens. The table in a checkpoint must be the one that
+is computed here; its grid becomes the encoder's `table_grid`, so that other sizes of input get the
+table interpolated, as by the authors. The predictor has positions for its own grid only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jepa.errors import UserError
+from jepa.interop import layout as parts
+from jepa.interop import meta, tables
+from jepa.interop.fields import Config, tuples
+from jepa.interop.layout import Layout, Leaf
+from jepa.interop.registry import Model, Plan, Settings
+from jepa.interop.tensors import Tensors
+
+_V_JEPA, _I_JEPA = "v_jepa", "i_jepa"
+_FORMS = {_V_JEPA: "sincos_uniform", _I_JEPA: "sincos_2d_columns"}
+# The giant models of these papers have fewer heads than V-JEPA 2's.
+_HEADS = {**meta.HEADS, 1408: 16, 1664: 16}
+# The released V-JEPA models saw 16 frames in tubelets of 2.
+_TUBELETS = 8
+
+
+def _plan(config: Mapping[str, Any]) -> Plan:
+    return _made(config, f"{meta.ENCODERS[0]}.", f"{meta.PREDICTOR}.", ())
+
+
+def _made(
+    config: Mapping[str, Any], encoder: str, predictor: str | None, ignored: tuple[str, ...]
+) -> Plan:
+    kind = config["model_type"]
+    flat, form = kind == _I_JEPA, _FORMS[kind]
+    fields = {"encoder": tuples(config["encoder"])}
+    grid = fields["encoder"]["table_grid"]
+    derived: dict[str, Callable[[], np.ndarray]] = {
+        f"{encoder}pos_embed": tables.maker(grid, fields["encoder"]["width"], form)
+    }
+    of_encoder = meta.encoder(fields["encoder"], encoder, flat=flat)
+    leaves: dict[str, Leaf] = parts.under("encoder", of_encoder)
+    if "predictor" in config and predictor is not None:
+        of = fields["predictor"] = tuples(config["predictor"])
+        inputs = fields["encoder"]["width"]
+        of_predictor = meta.predictor(of, predictor, inputs, single=flat)
+        leaves.update(parts.under("predictor", of_predictor))
+        derived[f"{predictor}predictor_pos_embed"] = tables.maker(grid, of["width"], form)
+    return Plan(Layout(leaves, ignored, derived=derived), fields, config)
+
+
+def _infer(kind: str, tensors: Tensors, settings: Settings) -> Plan:
+    found = meta.Branches(tensors, settings.branch)
+    flat = kind == _I_JEPA
+    encoder = meta.encoder_fields(tensors, found.encoder, flat=flat, heads=_HEADS)
+    encoder |= {
+        "rope": "none",
+        "positions": _FORMS[kind],
+        "table_grid": _grid(tensors, f"{found.encoder}pos_embed", flat),
+    }
+    config: dict[str, Any] = {"model_type": kind, "encoder": encoder}
+    if found.predictor is not None:
+        # As many heads as the encoder.
+        predictor = meta.predictor_fields(tensors, found.predictor, encoder["heads"])
+        predictor |= {"rope": "none", "positions": _FORMS[kind]}
+        predictor["mask_token_init"] = "normal" if flat else "zeros"
+        config["predictor"] = predictor
+    needed = ["encoder.heads", *(["predictor.heads"] if found.predictor else [])]
+    config = meta.settle(config, settings, needed)
+    return _made(config, found.encoder, found.predictor, found.ignored)
+
+
+def _grid(tensors: Tensors, name: str, flat: bool) -> list[int]:
+    """Returns the grid of a table of positions: of squares, of 8 tubelets where there are any."""
+    cells = meta.shape(tensors, name, 3)[1]
+    tubelets = 1 if flat else _TUBELETS
+    side = math.isqrt(cells // tubelets)
+    if tubelets * side * side != cells:
+        raise UserError(f"{tensors.path}: {name} has {cells} places, which are no square grid")
+    return [tubelets, side, side]
+
+
+def _model(kind: str, says: str) -> Model:
+    def plan(config: Mapping[str, Any]) -> Plan:
+        Config(config, kind, {})
+        return _plan(config)
+
+    return Model(kind, says, plan, lambda tensors, settings: _infer(kind, tensors, settings))
+
+
+V_JEPA = _model(_V_JEPA, "V-JEPA: encoder and predictor (L, H; .pt)")
+I_JEPA = _model(_I_JEPA, "I-JEPA: encoder and predictor (H, g; .pth.tar)")
