@@ -9,6 +9,7 @@ Which way follows from what --from is. `docs/weights.md` has the models and what
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -21,13 +22,17 @@ import jax
 from experiments import cli
 from jepa.errors import UserError
 from jepa.interop import converted, loading, registry, saving
-from jepa.interop.tensors import open_tensors
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def convert(
-    name: str, source: str | Path, to: str | Path, *, dtype: str | None = None
+    name: str,
+    source: str | Path,
+    to: str | Path,
+    *,
+    dtype: str | None = None,
+    settings: registry.Settings | None = None,
 ) -> dict[str, Any]:
     """Converts a checkpoint, whole or not at all.
 
@@ -36,6 +41,7 @@ def convert(
       source: a published file or directory, or a directory that this wrote.
       to: the directory to write, which must not exist.
       dtype: of what is written; that of the source when absent.
+      settings: what to know of a source without `config.json`.
 
     Returns:
       What `model.json` says (of the source, on the way back).
@@ -48,8 +54,8 @@ def convert(
         raise UserError(f"{to} exists already; remove it, or choose another name")
     if converted.is_converted(source):
         return _publish(model, source, to, dtype)
-    tensors = open_tensors(source)
-    plan = model.plan_of(tensors)
+    tensors = model.open(source)
+    plan = model.plan_of(tensors, settings)
     params = loading.load(tensors, plan.layout, dtype=dtype)
     about = {
         "model": name,
@@ -58,7 +64,7 @@ def convert(
         "fields": plan.fields,
         "config": plan.config,
     }
-    converted.save(to, params, about)
+    converted.save(to, params, about, copies=_beside(model, source))
     return about
 
 
@@ -68,8 +74,14 @@ def _publish(model: registry.Model, source: Path, to: Path, dtype: str | None) -
     if about.get("model") != model.name:
         raise UserError(f"{source} holds {about.get('model')!r}; say --model={about.get('model')}")
     plan = model.plan(about["config"])
-    saving.save(to, converted.load(source), plan.layout, plan.config, dtype=dtype)
+    params, copies = converted.load(source), _beside(model, source)
+    saving.save(to, params, plan.layout, plan.config, dtype=dtype, copies=copies)
     return about
+
+
+def _beside(model: registry.Model, source: Path) -> dict[str, Path]:
+    """Returns the files that go with a model's tensors and lie in a directory."""
+    return {name: source / name for name in model.beside if (source / name).is_file()}
 
 
 def _count(params: Mapping[str, Any]) -> int:
@@ -85,6 +97,14 @@ def _parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--from", dest="source", help="published weights, or a converted directory")
     parser.add_argument("--to", help="directory to write")
     parser.add_argument("--dtype", choices=DTYPES, help="of what is written (default: as it is)")
+    parser.add_argument("--branch", help="which encoder of a .pt file (target_encoder, encoder)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a .pt file does not say (encoder.heads=4); may be given several times",
+    )
     parser.add_argument("--list", action="store_true", help="list the models and end")
     return parser.parse_args(argv)
 
@@ -100,12 +120,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not value:
             raise UserError(f"--{flag} is needed (see --help)")
     started = time.perf_counter()
-    about = convert(args.model, args.source, args.to, dtype=args.dtype)
+    settings = registry.Settings(args.branch, dict(map(_setting, args.set)))
+    about = convert(args.model, args.source, args.to, dtype=args.dtype, settings=settings)
     seconds = time.perf_counter() - started
     print(
         f"{about['model']}, {about['parameters']:,} parameters: {args.to} "
         f"({seconds:.1f} s, at most {_peak_bytes() / 2**30:.2f} GiB of host memory)"
     )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Returns key and value of `KEY=VALUE`, the value as JSON where it is that."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UserError(f"--set {text}: write KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def _peak_bytes() -> int:

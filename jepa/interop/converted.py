@@ -18,8 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jepa.errors import UserError
+from jepa.interop.fields import tuples
 from jepa.interop.loading import Tree, flatten, unflatten
-from jepa.interop.saving import appearing, write_json
+from jepa.interop.saving import appearing, copy, write_json
 from jepa.interop.tensors import read_json
 
 ABOUT, PARAMS = "model.json", "params"
@@ -36,13 +37,19 @@ def is_converted(path: str | Path) -> bool:
     return (Path(path) / ABOUT).exists()
 
 
-def save(to: str | Path, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def save(
+    to: str | Path,
+    params: Mapping[str, Any],
+    about: Mapping[str, Any],
+    copies: Mapping[str, Path] | None = None,
+) -> None:
     """Writes a converted checkpoint, whole or not at all.
 
     Args:
       to: the directory, which must not exist.
       params: nested dict of jax or NumPy arrays.
       about: what `model.json` says.
+      copies: further files by the name they get, and where they lie.
 
     Raises:
       UserError: `to` exists, or the disk refuses.
@@ -53,6 +60,7 @@ def save(to: str | Path, params: Mapping[str, Any], about: Mapping[str, Any]) ->
             where = (directory / PARAMS).absolute()
             checkpointer.save(where, ocp.args.PyTreeSave(dict(params), save_args=args))
         write_json(directory / ABOUT, about)
+        copy(copies or {}, directory)
 
 
 def about(path: str | Path) -> dict[str, Any]:
@@ -63,7 +71,8 @@ def about(path: str | Path) -> dict[str, Any]:
     """
     if not is_converted(path):
         raise UserError(f"{path} is no converted checkpoint: it has no {ABOUT}")
-    return read_json(Path(path) / ABOUT)
+    found = read_json(Path(path) / ABOUT)
+    return {**found, "fields": tuples(found.get("fields", {}))}
 
 
 def load(path: str | Path, *, part: str = "", shardings: Any = None, dtype: Any = None) -> Tree:

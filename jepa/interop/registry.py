@@ -106,6 +106,12 @@ class Model:
 
 # Module of this package and attribute, by name.
 _WHERE: Mapping[str, tuple[str, str]] = {
+    "embedding_gemma": ("gemma", "MODEL"),
+    "llama": ("llama", "MODEL"),
+    "minilm": ("minilm", "MODEL"),
+    "qwen3_embedding": ("qwen", "MODEL"),
+    "i_jepa": ("v_jepa", "I_JEPA"),
+    "v_jepa": ("v_jepa", "V_JEPA"),
     "v_jepa_2": ("v_jepa_2", "MODEL"),
     "v_jepa_2_classifier": ("v_jepa_2", "CLASSIFIER"),
     "v_jepa_2_1": ("v_jepa_2_1", "MODEL"),

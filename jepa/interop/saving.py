@@ -24,6 +24,8 @@ from jepa.interop.tensors import CONFIG, DTYPES, INDEX, SINGLE
 
 # Larger checkpoints are cut into files of at most this size, as Hugging Face's own are.
 MOST_BYTES = 5_000_000_000
+# Keys so begun are ours: what a model's other files say, beside its `config.json`.
+OURS = "jepa_"
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -35,16 +37,18 @@ def save(
     *,
     dtype: Any = None,
     most_bytes: int = MOST_BYTES,
+    copies: Mapping[str, Path] | None = None,
 ) -> None:
     """Writes a checkpoint directory in a published layout.
 
     Args:
       to: the directory, which must not exist.
       params: nested dict of arrays that this process can read.
-      layout: of the model.
-      config: what `config.json` says.
+      layout: of the model; a tensor called `FOLDER/NAME` goes into a file of that folder.
+      config: what `config.json` says, and keys of ours, which are left out.
       dtype: of all tensors; that of each parameter when absent.
       most_bytes: size from which tensors go into a further file.
+      copies: further files by the name they get, and where they lie.
 
     Raises:
       UserError: a parameter is missing, unknown or of another shape; `to` exists already, or the
@@ -54,13 +58,18 @@ def save(
     check_params(flat, layout)
     made = _Made(flat, layout, None if dtype is None else np.dtype(dtype))
     with appearing(Path(to)) as directory:
-        files = _split(made, most_bytes)
-        for file, names in files.items():
-            with (directory / file).open("wb") as out:
-                _write(out, made, names)
-        if len(files) > 1:
-            _write_index(directory, made, files)
-        write_json(directory / CONFIG, config)
+        for folder, of_folder in _by_folder(made.names()).items():
+            where = directory / folder
+            where.mkdir(exist_ok=True)
+            files = _split(made, of_folder, most_bytes)
+            for file, names in files.items():
+                with (where / file).open("wb") as out:
+                    _write(out, made, names)
+            if len(files) > 1:
+                _write_index(where, made, files)
+        theirs = {key: value for key, value in config.items() if not key.startswith(OURS)}
+        write_json(directory / CONFIG, theirs)
+        copy(copies or {}, directory)
 
 
 def check_params(flat: Mapping[str, Any], layout: Layout) -> None:
@@ -110,6 +119,13 @@ def appearing(to: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def copy(files: Mapping[str, Path], directory: Path) -> None:
+    """Copies files, given by the name they get, into a directory or folders of it."""
+    for name, source in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, directory / name)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file as people read it."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -136,6 +152,8 @@ class _Made:
         return sorted(names, key=lambda name: (-self.dtype(name).itemsize, name))
 
     def dtype(self, name: str) -> np.dtype:
+        if name in self._derived and self._derived[name]().dtype.kind in "iu":
+            return self._derived[name]().dtype
         if self._dtype is not None:
             return self._dtype
         if name in self._derived:
@@ -156,11 +174,19 @@ class _Made:
         return np.ascontiguousarray(piece.to_theirs(block), self.dtype(name))
 
 
-def _split(made: _Made, most_bytes: int) -> dict[str, list[str]]:
-    """Returns which tensors go into which file."""
+def _by_folder(names: list[str]) -> dict[str, list[str]]:
+    """Returns the tensors of each folder, "" for the directory itself."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.rpartition("/")[0], []).append(name)
+    return found
+
+
+def _split(made: _Made, names: list[str], most_bytes: int) -> dict[str, list[str]]:
+    """Returns which tensors of a folder go into which file."""
     groups: list[list[str]] = [[]]
     size = 0
-    for name in made.names():
+    for name in names:
         nbytes = made.nbytes(name)
         if groups[-1] and size + nbytes > most_bytes:
             groups.append([])
@@ -183,7 +209,7 @@ def _write(out: BinaryIO, made: _Made, names: list[str]) -> None:
             raise UserError(f"safetensors has no type {dtype}; choose another with --dtype")
         start, end = end, end + made.nbytes(name)
         shape = list(made.shape(name))
-        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+        header[_bare(name)] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     out.write(len(text).to_bytes(8, "little"))
@@ -194,6 +220,11 @@ def _write(out: BinaryIO, made: _Made, names: list[str]) -> None:
 
 def _write_index(directory: Path, made: _Made, files: Mapping[str, list[str]]) -> None:
     total = sum(made.nbytes(name) for names in files.values() for name in names)
-    weight_map = {name: file for file, names in files.items() for name in names}
+    weight_map = {_bare(name): file for file, names in files.items() for name in names}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(directory / INDEX, index)
+
+
+def _bare(name: str) -> str:
+    """Returns a tensor's name in the file of its folder."""
+    return name.rpartition("/")[2]

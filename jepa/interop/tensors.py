@@ -110,6 +110,15 @@ class Tensors:
         """Returns the size of all tensors, in bytes."""
         return sum(entry.nbytes for entry in self._entries.values())
 
+    def beside(self, folder: str, others: Tensors) -> Tensors:
+        """Returns these tensors and others, whose names then begin with `FOLDER/`."""
+        entries = {f"{folder}/{name}": entry for name, entry in others._entries.items()}
+        return Tensors(self.path, {**self._entries, **entries}, self.config, self.metadata)
+
+    def with_config(self, config: Mapping[str, Any]) -> Tensors:
+        """Returns these tensors with another `config`."""
+        return Tensors(self.path, self._entries, config, self.metadata)
+
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """Reads a tensor, or some rows (of the first dimension) of it, from the disk.
 
