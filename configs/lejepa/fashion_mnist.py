@@ -4,8 +4,8 @@
     python -m experiments.train --config=configs/lejepa/fashion_mnist.py:vicreg --workdir=runs/v
 
 The argument is `lejepa` (the default) or a baseline, which differs in the loss alone: `vicreg` or
-`barlow_twins` (which compares two views, and so gets two in place of four). The pictures are those of
-Debian's package dataset-fashion-mnist.
+`barlow_twins` (which compares two views, and so gets two in place of four). The pictures are those
+of Debian's package dataset-fashion-mnist.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class LeJEPA:
             )
         for name, views in self.views.items():
             views.check(f"model.{name}_views")
-            if views.size % encoder.patch:
+            if views.count and views.size % encoder.patch:
                 raise UserError(
                     f"config.model.{name}_views.size is {views.size}, which patches of "
                     f"{encoder.patch} do not fill; make it a multiple of config.model.encoder.patch"
