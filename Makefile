@@ -37,9 +37,8 @@ $(VENV)/.test-installed: requirements-test.txt $(VENV)/.installed
 demo: $(VENV)/.installed  ## Train VL-JEPA on the synthetic world and write report.html (DEVICES=2)
 	$(BIN)/python -m experiments.quickstart --devices=$(DEVICES) --workdir=$(RUNS)/quickstart
 
-demo-long: $(VENV)/.installed  ## The same for at most an hour
-	$(BIN)/python -m experiments.quickstart --devices=$(DEVICES) --workdir=$(RUNS)/quickstart_long \
-	  --config=configs/vl_jepa/quickstart_long.py
+demo-long: $(VENV)/.installed  ## Pretrain the X-encoder first, and say what that is worth
+	$(BIN)/python -m experiments.demo_long --devices=$(DEVICES) --workdir=$(RUNS)/quickstart_long
 
 demo-baselines: $(VENV)/.installed  ## make demo, and the same on single and on shuffled frames
 	$(BIN)/python -m experiments.quickstart --devices=$(DEVICES) --workdir=$(RUNS)/quickstart \

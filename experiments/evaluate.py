@@ -28,7 +28,7 @@ from jepa import methods
 from jepa.data import sources, storage
 from jepa.data.config import DataConfig
 from jepa.errors import UserError
-from jepa.evaluation import baselines, headline, poster, report, results
+from jepa.evaluation import baselines, comparison, headline, poster, report, results
 from jepa.evaluation.suite import Evaluator
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
@@ -153,6 +153,8 @@ def _open_baselines(
 
 def _tell(material: report.Material, path: Path) -> None:
     print(headline.table(material.headlines))
+    if material.numbers.get("baselines"):
+        print(f"\n{comparison.table(material.numbers)}\n")
     for key in headline.unmeasured(material.numbers, material.bars):
         print(f"not measured, so not compared with its bar: {key}")
     print(f"numbers: {path}", flush=True)

@@ -1,7 +1,8 @@
-"""Models that were trained with less, to compare with on the same hard clips.
+"""Models that were trained with less, or otherwise, to compare with on the same hard clips.
 
 A baseline is a run of the same config but for `data.frame_control` (a single frame, or shuffled
-frames, in training and in evaluation), evaluated in a workdir of its own. An evaluation leaves in
+frames, in training and in evaluation), or without pretraining, evaluated in a workdir of its own.
+An evaluation leaves in
 `evidence.json` which caption found its clip, so that two models can be compared caption by caption.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from jepa.data import storage
 from jepa.errors import UserError
-from jepa.evaluation import intervals, results
+from jepa.evaluation import comparison, intervals, results
 
 FILE = "evidence.json"
 DIRECTORY = "baselines"
@@ -135,6 +136,8 @@ def compare(
             "frame_control": other.numbers.get("frame_control", "none"),
             "checkpoint_step": other.numbers["checkpoint_step"],
             "hard": other.numbers["hard"],
+            "training": other.numbers.get("training", {}),
+            "scores": comparison.scores(other.numbers),
         }
         gains[f"hard_over_{name}_model"] = intervals.paired_gain(
             hits, np.array(other.hits), groups, seed=seed

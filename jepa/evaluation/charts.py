@@ -149,7 +149,7 @@ def _controls(material: Material) -> Html:
     alt = "; ".join(f"{name} {items[0][1]:.0%}" for name, items, _ in rows)
     keys = [("s0", "this model"), ("s1", "this model, something taken away")]
     if baselines:
-        keys.append(("s2", "another model, trained with less"))
+        keys.append(("s2", "another model"))
     gains = page.table(
         ["Above", "Points", "95% interval"],
         [
@@ -168,8 +168,10 @@ def _controls(material: Material) -> Html:
         "Orange: this trained model with part of each clip taken away when it is tested. It never "
         "learnt to do without, so this shows what it uses, not what could be had without it."
     )
-    if baselines:
+    if any(other["frame_control"] != "none" for other in baselines.values()):
         lead += " Green: models that were trained, from the same start, on nothing else."
+    elif baselines:
+        lead += " Green: models that were trained otherwise."
     return page.section(
         "controls",
         "What the model owes to motion and to sight",

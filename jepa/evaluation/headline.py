@@ -88,8 +88,12 @@ def gain_label(name: str) -> str:
 
 def baseline_label(name: str) -> str:
     """Returns what a baseline is, in words."""
-    less = {"single_frame": "single frames"}.get(name, name.replace("_", " "))
-    return f"a model trained on {less}"
+    otherwise = {
+        "single_frame": "a model trained on single frames",
+        "random_frozen": "a frozen random X-encoder",
+        "joint": "joint training from a random start",
+    }
+    return otherwise.get(name) or f"a model trained on {name.replace('_', ' ')}"
 
 
 def table(lines: Sequence[Headline]) -> str:

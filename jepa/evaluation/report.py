@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jepa.data import storage
-from jepa.evaluation import charts, gallery, page
+from jepa.evaluation import charts, comparison, gallery, page
 from jepa.evaluation.headline import Headline, headlines, unmeasured
 from jepa.evaluation.page import Html, tag
 from jepa.evaluation.source import Source
@@ -73,6 +73,7 @@ def make(material: Material) -> str:
     """Returns the report as HTML."""
     parts = [
         _headline(material),
+        comparison.section(material) if material.numbers.get("baselines") else "",
         *gallery.sections(material),
         *charts.sections(material),
         _glossary(),
@@ -117,6 +118,7 @@ def _header(material: Material, title: str) -> Html:
     cells = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts]
     links = [
         ("results", "Results"),
+        ("comparison", "Comparison"),
         ("retrieval", "Retrieval"),
         ("hard", "Hard groups"),
         ("questions", "Questions"),
@@ -145,6 +147,8 @@ def _anchors(material: Material) -> set[str]:
     numbers = material.numbers
     shown = {"results", "glossary"}
     shown |= {name for name in ("retrieval", "hard", "questions") if name in numbers}
+    if numbers.get("baselines"):
+        shown.add("comparison")
     if "gains" in numbers:
         shown.add("controls")
     if "zero_shot" in numbers:

@@ -119,15 +119,16 @@ def load_into(
             )
     found = load(path, part=part if converted.is_converted(path) else "")
     ours, theirs = loading.flatten(wanted), loading.flatten(found)
-    for name, leaf in ours.items():
-        if name not in theirs:
-            raise UserError(f"{key}={path} lacks {name}; give the sizes of the network in it")
-        if tuple(theirs[name].shape) != tuple(leaf.shape):
-            raise UserError(
-                f"{key}={path} has {name} of shape {tuple(theirs[name].shape)}, the config needs "
-                f"{tuple(leaf.shape)}; give the sizes of the network in it"
-            )
-    unknown = sorted(theirs.keys() - ours.keys())
-    if unknown:
-        raise UserError(f"{key}={path} holds {unknown[0]}, which the config's network lacks")
+    wrong = {
+        "lacks": sorted(ours.keys() - theirs.keys()),
+        "holds what the config's network lacks:": sorted(theirs.keys() - ours.keys()),
+        "has of another shape:": [
+            f"{name} {tuple(theirs[name].shape)}, needed {tuple(ours[name].shape)}"
+            for name in sorted(ours.keys() & theirs.keys())
+            if tuple(theirs[name].shape) != tuple(ours[name].shape)
+        ],
+    }
+    told = [f"{what} {', '.join(names)}" for what, names in wrong.items() if names]
+    if told:
+        raise UserError(f"{key}={path} {'; '.join(told)}; give the sizes of the network in it")
     return found

@@ -33,6 +33,8 @@ def test_gain_is_paired_caption_by_caption(tmp_path):
         "frame_control": "single",
         "checkpoint_step": 7,
         "hard": HARD,
+        "training": {},
+        "scores": {"hard.text_to_video": HARD["text_to_video"]},
     }
 
 

@@ -51,7 +51,7 @@ def quickstart(tmp_path):
         ),
         (["--devices=0"], "--devices=0: give 1 or more"),
         (["--workdir=gs://bucket/run"], "mount a bucket first"),
-        (["--distributed"], "--distributed: the quickstart runs on one machine"),
+        (["--distributed"], "--distributed: this runs on one machine"),
         (["--baselines", "--config.data.frame_control=single"], "leave it out"),
         (["--config.loss.info_nce=0.0"], "config.loss has no term"),
     ],
