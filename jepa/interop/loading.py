@@ -125,6 +125,7 @@ def _fill(tensors: Tensors, part: Leaf, places: list[Place], dtype: np.dtype) ->
                 for o, a, s in zip(overlap, piece.start, place, strict=True)
             )
             array[target] = block[tuple(source)]
+        del block  # before the next is read
     return arrays
 
 
