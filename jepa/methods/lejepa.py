@@ -261,7 +261,7 @@ class LeJEPA:
         """
         images, *_ = frames_shape(batch["video"])
         total = 0.0
-        for views in self.views.values():
+        for views in (views for views in self.views.values() if views.count):
             one = count.video_transformer(self.encoder, 1, views.size, views.size)
             one += self.projector.flops(1, self.encoder.width)
             total += 3.0 * views.count * one
