@@ -1,4 +1,4 @@
-"""The suite `loader`: from ArrayRecord to batches, against decoding alone."""
+"""The suite `loader`: from ArrayRecord to batches, against decoding alone, and against masks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from experiments.benchmarks import mask_share
 from experiments.benchmarks.measurement import Measurement
 from jepa.data import decode
 from jepa.data.clips import View
@@ -36,6 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, default=64)
     group.add_argument("--frames", type=int, default=8)
     group.add_argument("--size", type=int, default=64)
+    mask_share.add_flags(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -47,6 +49,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("processes", "clips", "batch", "frames", "size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    mask_share.check(args)
 
 
 def suite(args: argparse.Namespace) -> list[Measurement]:
@@ -54,7 +57,8 @@ def suite(args: argparse.Namespace) -> list[Measurement]:
 
     Bare PyAV has the encoded files in memory, decodes each on one thread up to the last wanted
     frame and converts the wanted ones to RGB arrays; no sampling, text, records or batches. Rounds
-    of both alternate, so that a change of the machine's mood meets both.
+    of both alternate, so that a change of the machine's mood meets both. Behind that, what drawing
+    masks adds to the loader's time; see `mask_share`.
     """
     with _data(args) as directory:
         config = _loader_config(args, directory)
@@ -72,6 +76,7 @@ def suite(args: argparse.Namespace) -> list[Measurement]:
                 rates.setdefault("bare PyAV, rgb", []).append(bare.rate(args.clips))
                 for name, kind in kinds.items():
                     rates.setdefault(name, []).append(_loader_rate(kind, args))
+        masks = mask_share.measure(args, directory)
     note = f"{args.frames} frames of {args.size} px, {args.processes} process(es)"
     found = [
         Measurement(name, statistics.median(values), "clips/s", note)
@@ -83,7 +88,7 @@ def suite(args: argparse.Namespace) -> list[Measurement]:
             rate / base for rate, base in zip(rates[name], bare_rates, strict=True)
         )
         found.append(Measurement(f"{name} / bare PyAV, rgb", ratio, "x", "median of rounds"))
-    return found
+    return found + masks
 
 
 @contextlib.contextmanager

@@ -142,12 +142,14 @@ def smallest(born: np.ndarray, mirrors: np.ndarray, count: int) -> np.ndarray:
         read = np.where(mirrors[:, axis, None] < 0.5, forward, forward[::-1])
         tie = tie[..., None] * size + read.reshape(batch, *[1] * axis, size)
     key = (born + _TIE * tie).reshape(batch, -1)
-    taken = np.zeros(key.shape, bool)
-    if count < key.shape[1]:
+    if count >= key.shape[1]:
+        return np.ones(born.shape, bool)
+    # Values are found three times as fast as places.
+    taken = key <= np.partition(key, count - 1, axis=1)[:, count - 1 : count]
+    if np.count_nonzero(taken) != batch * count:  # equal keys, by a freak of rounding
+        taken[:] = False
         first = np.argpartition(key, count - 1, axis=1)[:, :count]
         np.put_along_axis(taken, first, True, axis=1)
-    else:
-        taken[:] = True
     return taken.reshape(born.shape)
 
 
@@ -163,7 +165,9 @@ def token_ids(mask: np.ndarray, frames: int = 1) -> np.ndarray:
       mask: over the cells of one frame, and then for all `frames`; or over all tokens.
     """
     batch, cells = mask.shape
-    chosen = np.nonzero(mask)[1].astype(np.int32).reshape(batch, 1, -1)
+    # Faster than the columns that `nonzero` gives of two axes.
+    flat = np.flatnonzero(mask).reshape(batch, 1, -1)
+    chosen = (flat - cells * np.arange(batch)[:, None, None]).astype(np.int32)
     ids = chosen + np.int32(cells) * np.arange(frames, dtype=np.int32)[:, None]
     return ids.reshape(batch, -1)
 

@@ -38,7 +38,7 @@ def quick_compilation(monkeypatch):
 
 
 def run(data, *more):
-    sizes = ["--clips=16", "--rounds=2", "--batch=4", "--frames=4", "--size=32"]
+    sizes = ["--clips=16", "--rounds=2", "--batch=4", "--frames=4", "--size=32", "--mask_size=32"]
     benchmark.main(["--suite=loader", f"--data={data}", *sizes, *more])
 
 
@@ -51,6 +51,18 @@ def test_the_loader_suite_compares_with_bare_decoding(data, tmp_path, capsys):
     assert found["bare PyAV, rgb"]["value"] > 0
     assert report["machine"]["cores"] and report["date"] and report["versions"]["av"]
     assert "loader, yuv420, cached" in capsys.readouterr().out
+    for sampler, frames in (("tubes, short and long", "16 frames"), ("multiblock", "1 frame")):
+        share = found[f"masks, {sampler} / loader"]
+        masks, clips = found[f"masks, {sampler}"], found[f"loader without masks, 32 px, {frames}"]
+        assert share["unit"] == "%" and not share["bar"]  # which is for 256 pixels
+        # Medians of two rounds: that of the ratios is not the ratio of them, but it is near.
+        assert share["value"] == pytest.approx(100 * masks["value"] / clips["value"], rel=0.9)
+        assert "32x32" in clips["note"] and "x 16 x 16 tokens" in masks["note"]
+
+
+def test_clips_for_the_masks_are_made_where_there_are_none(data, capsys):
+    run(data, "--mask_size=64", "--mask_clips=1", "--rounds=1")
+    assert "h264, 64x64, 16 frames" in capsys.readouterr().out
 
 
 def losses(tmp_path, *arguments):
