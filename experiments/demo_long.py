@@ -26,7 +26,8 @@ from ml_collections.config_flags import config_path
 from configs.v_jepa_2 import world
 from configs.vl_jepa import quickstart_long
 from experiments import cli, stages, train
-from experiments.stages import Run, Stages, Stopped
+from experiments.processes import Stages, Stopped, hint
+from experiments.stages import Run
 from jepa.errors import UserError
 from jepa.evaluation import baselines, results
 from jepa.interop import parameters
@@ -101,7 +102,7 @@ def main() -> int:
                 other.evaluate(done, force=stages.FORCE.value)
             run.evaluate(done, force=stages.FORCE.value)
     except Stopped as stopped:
-        return stages.hint(stopped, done)
+        return hint(stopped, done)
     print(f"done: {done.summary()}")
     print(f"report: {(directory / results.REPORT).resolve().as_uri()}")
     return 0

@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, train
+from experiments.processes import Stages, Stopped, hint
 from experiments.stages import (
     DATA,
     DEVICES,
@@ -29,10 +30,7 @@ from experiments.stages import (
     SMOKE_RUN,
     SMOKE_WORLD,
     Run,
-    Stages,
-    Stopped,
     check,
-    hint,
     passed_on,
     write_videos,
 )

@@ -78,12 +78,15 @@ class VideoFeatures:
         return self._count
 
     def _shard(self, index: int) -> np.ndarray:
-        if index not in self._shards:
+        # Several threads read; one may clear what another has just found.
+        shard = self._shards.get(index)
+        if shard is None:
             if len(self._shards) >= _OPEN:
                 self._shards.clear()
             rows = min(self._per_shard, self._count - index * self._per_shard)
-            self._shards[index] = _read(self.path, index, (rows, *self.shape), self.dtype)
-        return self._shards[index]
+            shard = _read(self.path, index, (rows, *self.shape), self.dtype)
+            self._shards[index] = shard
+        return shard
 
     def into(self, numbers: np.ndarray, out: np.ndarray, rows: np.ndarray) -> None:
         """Write the features of clips `numbers` [R] into rows `rows` [R] of `out` [B, N, D]."""
@@ -163,7 +166,7 @@ class VideoFeaturesWriter:
         Raises:
             UserError: a value is not finite, or the disk refuses.
         """
-        if not np.isfinite(features.astype(np.float32)).all():
+        if not np.isfinite(features).all():
             raise UserError(
                 f"the X-encoder's features are not finite in {self._dtype}; set "
                 "config.model.x_encoder.cache_dtype to 'float32' if they are only too large for it"
