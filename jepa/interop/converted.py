@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from jepa.errors import UserError
 from jepa.interop.fields import tuples
-from jepa.interop.loading import Tree, flatten, unflatten
+from jepa.interop.loading import Pending, Tree, flatten, unflatten
 from jepa.interop.saving import appearing, copy, write_json
 from jepa.interop.tensors import read_json
 
@@ -98,19 +98,57 @@ def load(path: str | Path, *, part: str = "", shardings: Any = None, dtype: Any 
                 raise UserError(f"{path} has no parameters {part!r}; it has {', '.join(branches)}")
             wanted = {} if shardings is None else flatten(shardings, f"{part}/" if part else "")
             restore = {name: _how(found[name], wanted.get(name), dtype) for name in names}
-            item = unflatten({name: found[name] for name in names})
-            args = ocp.args.PyTreeRestore(
-                item, restore_args=unflatten(restore), partial_restore=True
-            )
-            tree: Any = checkpointer.restore(where, args)
+            tree: Any = _restore(checkpointer, where, found, restore)
     except UserError:
         raise
     except Exception as error:  # Orbax raises whatever the layer beneath it raised.
-        line = (str(error).strip().splitlines() or ["no message"])[0][:200]
-        raise UserError(f"{path} is damaged ({line}); convert it again") from error
+        raise _damaged(path, error) from error
     for name in part.split("/") if part else ():
         tree = tree[name]
     return dict(tree)
+
+
+def pending(path: str | Path, part: str) -> Tree:
+    """Returns the parameters of a branch, to be read one by one.
+
+    Raises:
+      UserError: as `load`.
+    """
+    about(path)
+    where = (Path(path) / PARAMS).absolute()
+    try:
+        with ocp.Checkpointer(_handler()) as checkpointer:
+            found = _known(checkpointer.metadata(where))
+    except Exception as error:  # Orbax raises whatever the layer beneath it raised.
+        raise _damaged(path, error) from error
+
+    def one(name: str) -> Pending:
+        def get(sharding: Any, dtype: Any) -> Any:
+            how = {name: _how(found[name], sharding, dtype)}
+            try:
+                with ocp.Checkpointer(_handler()) as checkpointer:
+                    return flatten(_restore(checkpointer, where, found, how))[name]
+            except Exception as error:
+                raise _damaged(path, error) from error
+
+        return Pending(found[name].shape, np.dtype(found[name].dtype), get)
+
+    prefix = f"{part}/"
+    names = [name for name in found if name.startswith(prefix)]
+    if not names:
+        raise UserError(f"{path} has no parameters {part!r}")
+    return unflatten({name.removeprefix(prefix): one(name) for name in names})
+
+
+def _restore(checkpointer: Any, where: Path, found: Tree, how: Mapping[str, Any]) -> Any:
+    item = unflatten({name: found[name] for name in how})
+    args = ocp.args.PyTreeRestore(item, restore_args=unflatten(how), partial_restore=True)
+    return checkpointer.restore(where, args)
+
+
+def _damaged(path: str | Path, error: Exception) -> UserError:
+    line = (str(error).strip().splitlines() or ["no message"])[0][:200]
+    return UserError(f"{path} is damaged ({line}); convert it again")
 
 
 def _how(found: Any, sharding: Any, dtype: Any) -> Any:

@@ -52,29 +52,40 @@ def module(fields: Mapping[str, Any], **options: Any) -> Llama:
     return Llama(vocab=fields["vocab"], tied=fields["tied"], stack=made, **options)
 
 
-def span(content: Mapping[str, Any], layers: tuple[int, int]) -> Plan:
+def span(content: Mapping[str, Any], layers: tuple[int, ...]) -> Plan:
     """Returns the plan of some layers with the token table and the last norm.
 
     Args:
       content: a `config.json`.
-      layers: first layer and the one behind the last, (8, 16) for the last half of sixteen.
+      layers: first layer and the one behind the last, (8, 16) for the last half of sixteen; all
+        when empty.
 
     Raises:
       UserError: the model has no such layers, or is none that is computed here.
     """
-    first, last = layers
     config, of, prefix = _read(content)
-    if not 0 <= first < last <= of.depth:
-        raise UserError(
-            f"the layers {first} to {last} are asked for, but the model has {of.depth}; give a "
-            f"first one and the one behind the last, of 0 to {of.depth}"
-        )
-    leaves = _leaves(config, of, prefix, layers)
+    first, last = check_span(layers, of.depth)
+    leaves = _leaves(config, of, prefix, (first, last))
     others = "|".join(str(i) for i in range(of.depth) if not first <= i < last)
     ignored = [r"lm_head\.weight", *([rf"{prefix}layers\.({others})\..*"] if others else [])]
     fields = _fields(config, content, of)
     fields["stack"]["depth"] = last - first
     return Plan(Layout(leaves, ignored=tuple(ignored)), {PART: {**fields, "tied": True}}, content)
+
+
+def check_span(layers: tuple[int, ...], depth: int) -> tuple[int, int]:
+    """Returns the first layer and the one behind the last.
+
+    Raises:
+      UserError: a model of this depth has no such layers.
+    """
+    first, last = layers if len(layers) == 2 else (0, depth if not layers else -1)
+    if not 0 <= first < last <= depth:
+        raise UserError(
+            f"the layers {tuple(layers)} are asked for, but the model has {depth}; give the first "
+            f"one and the one behind the last, such as (0, {depth})"
+        )
+    return first, last
 
 
 def _read(content: Mapping[str, Any]) -> tuple[Config, decoders.Sizes, str]:

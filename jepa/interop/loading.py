@@ -7,8 +7,9 @@ parameter on its way to them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +23,56 @@ from jepa.interop.tensors import Tensors
 Tree = dict[str, Any]
 _ALIGNMENT = 64  # bytes; JAX on CPU takes arrays so aligned without a copy
 Place = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """A parameter that is read when its place is known.
+
+    Attributes:
+      shape: of the parameter.
+      dtype: in the checkpoint.
+      get: reads it, into a sharding or as a NumPy array, in a type.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    get: Callable[[Sharding | None, np.dtype], Any]
+
+    def read(self, sharding: Sharding | None = None, dtype: Any = None) -> Any:
+        """Returns a jax array, or a NumPy array where no sharding is given."""
+        return self.get(sharding, self.dtype if dtype is None else np.dtype(dtype))
+
+    def rows(self, first: int, last: int) -> Pending:
+        """Returns rows `first` to `last - 1` of it, for which all of it is read."""
+
+        def get(sharding: Sharding | None, dtype: np.dtype) -> Any:
+            some = self.get(None, dtype)[first:last]
+            if sharding is None:
+                return some
+            return jax.make_array_from_callback(some.shape, sharding, some.__getitem__)
+
+        return Pending((last - first, *self.shape[1:]), self.dtype, get)
+
+
+def pending(tensors: Tensors, layout: Layout) -> Tree:
+    """Returns all parameters of a layout, to be read one by one.
+
+    Raises:
+      UserError: the checkpoint is not that of the layout (`Layout.check`), or mixes types within a
+        parameter.
+    """
+    layout.check(tensors)
+
+    def one(path: str, part: Leaf) -> Pending:
+        def get(sharding: Sharding | None, dtype: np.dtype) -> Any:
+            if sharding is not None:
+                return _sharded(tensors, part, sharding, dtype)
+            return _fill(tensors, part, [tuple(slice(0, n) for n in part.shape)], dtype)[0]
+
+        return Pending(part.shape, leaf_dtype(tensors, path, part), get)
+
+    return unflatten({path: one(path, part) for path, part in layout.leaves.items()})
 
 
 def load(tensors: Tensors, layout: Layout, *, shardings: Any = None, dtype: Any = None) -> Tree:

@@ -67,7 +67,11 @@ class Method(Protocol):
         """Returns freshly drawn `(params, state)` for a batch of this structure."""
 
     def pretrained(self) -> Mapping[str, Any]:
-        """Returns published weights as `{path prefix: nested tree of NumPy arrays}`."""
+        """Returns published weights as `{path prefix: nested tree}`.
+
+        Leaves are NumPy arrays, or `jepa.interop.loading.Pending`: large ones, to be read when
+        their place is known.
+        """
 
     def represent(
         self,

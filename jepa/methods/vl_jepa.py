@@ -22,73 +22,19 @@ from flax.core import unfreeze
 from ml_collections import ConfigDict
 
 from jepa.errors import UserError, check_keys
-from jepa.interop import minilm as minilm_weights
-from jepa.interop import parameters
+from jepa.interop import parameters, starting
+from jepa.methods import text_towers
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
 from jepa.methods.paired_loss import PairedLoss, default_loss
+from jepa.methods.vl_jepa_model import default_model, make_predictor, predictor_weights
 from jepa.models import flops as count
-from jepa.models.minilm import MiniLM
-from jepa.models.text import TextTransformer
 from jepa.models.vit import VideoTransformer
-from jepa.models.vl_jepa import Predictor, SharedHead
+from jepa.models.vl_jepa import SharedHead
 from jepa.nn.frames import frames_shape, to_float
 from jepa.parallel import partition
 
 # Fields of the X-encoder that change what it computes and the shape of no parameter.
 _FUNCTION = ("heads", "rope", "positions", "pretrain_grid", "gelu")
-
-
-def default_model() -> ConfigDict:
-    """The `model` section with its defaults: a small model for 64-pixel clips."""
-    return ConfigDict(
-        {
-            "shared_dim": 256,
-            "x_encoder": {
-                "patch": 16,
-                "tubelet": 2,
-                "width": 256,
-                "depth": 4,
-                "heads": 4,
-                "mlp_ratio": 4.0,
-                "rope": "rotation",
-                "positions": "none",
-                "gelu": "exact",
-                "remat": "none",
-                # File of `experiments.export` to start from; "" for a random start.
-                "weights": "",
-                "frozen": False,
-                # Encode every training clip once, in `cache_dtype`, before the first step; for a
-                # frozen encoder and one view of each clip.
-                "cache_features": False,
-                "cache_dtype": "float16",
-            },
-            "predictor": {
-                "width": 256,
-                "depth": 2,
-                "heads": 4,
-                "kv_heads": 4,
-                "mlp_width": 704,
-                "vocab": 1024,
-                "pool": "all",
-                "causal": False,
-                "remat": "none",
-                "frozen_table": False,
-            },
-            "y_encoder": {
-                "tower": "minilm",  # or "transformer", trained from scratch
-                "frozen": True,
-                # Embed every training text once before the first step; for a frozen tower.
-                "cache_features": True,
-                "learning_rate_factor": 0.05,
-                "head_learning_rate_factor": 1.0,
-                # Sizes of the "transformer" tower; MiniLM brings its own.
-                "vocab": 1024,
-                "width": 256,
-                "depth": 2,
-                "heads": 4,
-            },
-        }
-    )
 
 
 class VLJEPA:
@@ -109,28 +55,14 @@ class VLJEPA:
         self.param_dtype = jnp.promote_types(self.dtype, jnp.float32)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x_encoder = dict(self.model.x_encoder)
-        predictor = dict(self.model.predictor)
         for key in ("weights", "frozen", "cache_features", "cache_dtype"):
             del x_encoder[key]
-        del predictor["frozen_table"]
         self.x_encoder = VideoTransformer(**x_encoder, **types)
-        self.predictor = Predictor(**predictor, features=self.model.shared_dim, **types)
-        self.tower = self._text_tower(types)
+        self.predictor = make_predictor(self.model, types)
+        self.tower = text_towers.make(self.model.y_encoder, types)
         self.head = SharedHead(self.model.shared_dim, **types)
         self.partition_table = self._partition_table()
         self.requirements = self._requirements()
-
-    def _text_tower(self, types: Mapping[str, Any]) -> Any:
-        y = self.model.y_encoder
-        if y.tower == "minilm":
-            return MiniLM(**types)
-        if y.tower == "transformer":
-            return TextTransformer(
-                vocab=y.vocab, width=y.width, depth=y.depth, heads=y.heads, **types
-            )
-        raise UserError(
-            f"config.model.y_encoder.tower is {y.tower!r}; use 'minilm' or 'transformer'"
-        )
 
     def _partition_table(self) -> Any:
         table = [
@@ -164,8 +96,8 @@ class VLJEPA:
 
         Raises:
           UserError: heads that the tensor axis does not divide, a text tower that is frozen at its
-            random initial values, features cached of an X-encoder that trains, or a loss that
-            cannot be (`PairedLoss.check`).
+            random initial values or gets another's tokens, features cached of an X-encoder that
+            trains, or a loss that cannot be (`PairedLoss.check`).
         """
         x, y = config.model.x_encoder, config.model.y_encoder
         if x.cache_features and not x.frozen:
@@ -173,11 +105,7 @@ class VLJEPA:
                 "config.model.x_encoder.cache_features is True, but the encoder is trained; set "
                 "config.model.x_encoder.frozen to True, or cache_features to False"
             )
-        if y.frozen and y.tower == "transformer":
-            raise UserError(
-                "config.model.y_encoder.frozen is True, but the tower 'transformer' has no "
-                "published weights to keep; set it to False"
-            )
+        text_towers.check(y, config.data)
         tensor = config.mesh.tensor
         for name in ("x_encoder", "predictor"):
             heads = config.model[name].heads
@@ -195,25 +123,18 @@ class VLJEPA:
           sizes: number of ids of each tokenizer; None where no ids are read (cached features).
 
         Raises:
-          UserError: a tokenizer has more ids than its table; those beyond would give NaN.
+          UserError: a tokenizer has more ids than its table, which would give NaN, or is another
+            one than a published tower's.
         """
-        y_encoder = self.model.y_encoder
-        tables = {
-            "query": ("predictor.vocab", self.predictor.vocab),
-            "text": ("y_encoder.vocab", self.tower.vocab),
-        }
-        for stream, (key, entries) in tables.items():
-            size = sizes.get(stream)
-            if size is not None and size > entries:
-                if stream == "text" and y_encoder.tower == "minilm":
-                    raise UserError(
-                        f"data.tokenizer has {size} ids, and MiniLM's table {entries}; set it to "
-                        "'minilm'"
-                    )
-                raise UserError(
-                    f"config.model.{key} is {entries}, but the tokenizer of the stream {stream!r} "
-                    f"has {size} ids; set it to at least {size}"
-                )
+        size, entries = sizes.get("query"), self.predictor.vocab
+        if size is not None and size > entries:
+            raise UserError(
+                f"config.model.predictor.vocab is {entries}, but the tokenizer of the stream "
+                f"'query' has {size} ids; set it to at least {size}"
+            )
+        size = sizes.get("text")
+        if size is not None:
+            text_towers.check_vocabulary(self.model.y_encoder, self.tower, size)
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Params]:
         """Draws parameters for a batch of this structure; there is no mutable state."""
@@ -244,9 +165,9 @@ class VLJEPA:
         return jnp.zeros((1, frames, side, side, 3), jnp.uint8)
 
     def pretrained(self) -> Mapping[str, Any]:
-        """The X-encoder's file, if any; MiniLM's weights where it is the Y-encoder.
+        """The weights that the config names, and MiniLM's where it is the Y-encoder.
 
-        UserError where the file is of another encoder than the config's.
+        UserError where they are of other networks than the config's.
         """
         found: dict[str, Any] = {}
         if self.model.x_encoder.weights:
@@ -256,8 +177,11 @@ class VLJEPA:
             found["x_encoder"] = parameters.load_into(
                 self.model.x_encoder.weights, wanted, fields, "config.model.x_encoder.weights"
             )
-        if self.model.y_encoder.tower == "minilm":
-            found["y_encoder/tower"] = minilm_weights.load_params()
+        for name, tree in predictor_weights(self.model.predictor, self.predictor).items():
+            found[f"predictor/{name}"] = tree
+        tower = text_towers.weights(self.model.y_encoder, self.tower)
+        if tower is not None:
+            found["y_encoder/tower"] = tower
         return found
 
     def visual_tokens(self, params: Params, video: Any) -> jax.Array:
@@ -290,9 +214,8 @@ class VLJEPA:
     def cached_text_tower(self) -> tuple[Any, Any] | None:
         """Returns the frozen tower for `jepa.training.features`; None if it is not cached."""
         y = self.model.y_encoder
-        if not (y.cache_features and y.frozen and y.tower == "minilm"):
-            return None
-        return minilm_weights.load_params(), self._encode_text
+        tower = text_towers.weights(y, self.tower) if y.cache_features and y.frozen else None
+        return None if tower is None else (starting.read(tower), self._encode_text)
 
     def _encode_text(self, tower: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
         return _apply(self.tower, tower, ids, mask)
@@ -381,8 +304,7 @@ class VLJEPA:
         total = clips * x_encoder * (1.0 if self.model.x_encoder.frozen else 3.0)
         total += pairs * 3.0 * (predictor + head)
         if "ids" in batch["text"]:
-            text = count.minilm if isinstance(self.tower, MiniLM) else count.text_transformer
-            tower = text(self.tower, batch["text"]["ids"].shape[1])
+            tower = count.text_tower(self.tower, batch["text"]["ids"].shape[1])
             total += pairs * tower * (1.0 if self.model.y_encoder.frozen else 3.0)
         return total
 

@@ -21,7 +21,8 @@ class Attention(nn.Module):
     """Self-attention; queries, keys and values come from one matrix product.
 
     Heads are laid out by group: G groups of keys and values, each with R = heads / G queries, so
-    that a tensor axis that divides G splits every matrix without moving data. K head dimension.
+    that a tensor axis that divides G splits every matrix without moving data. A single group is
+    whole on every device. K head dimension.
 
     Parameters:
       `qkv/kernel` `[D, G, R + 2, K]` and `qkv/bias` `[G, R + 2, K]`: R queries, the key, the value.
@@ -79,12 +80,18 @@ class Attention(nn.Module):
             q, k = rotate(q, rotary), rotate(k, rotary)
         if self.scale is not None:
             q = q * (self.scale * head_dim**0.5)
-        q = constrain(q, "batch", "heads", "tokens", None)
+        axis = self._axis()
+        q = constrain(q, "batch", axis, "tokens", None)
         # Every query sees every key, so keys and values are whole on each device of the context.
-        k = constrain(k, "batch", "heads", None, None)
-        v = constrain(v, "batch", "heads", None, None)
+        k = constrain(k, "batch", axis, None, None)
+        v = constrain(v, "batch", axis, None, None)
         y = checkpoint_name(attend(q, k, v, mask=mask, dtype=self.dtype), "attention")
         return nn.DenseGeneral(width, axis=(1, 3), kernel_init=matrix_init, name="out", **types)(y)
+
+    @nn.nowrap
+    def _axis(self) -> str | None:
+        """Returns the name of the axis that heads are cut by: none where all share one key."""
+        return "heads" if (self.kv_heads or self.heads) > 1 else None
 
     @nn.nowrap
     def _sizes(self, width: int) -> tuple[int, int, int]:
@@ -99,12 +106,13 @@ class Attention(nn.Module):
     @nn.nowrap
     def partition_table(self) -> Table:
         """Returns the rows of this module's parameters."""
+        axis = self._axis()
         rows: Table = (
-            ("qkv/kernel", ("embed", "heads", None, None)),
-            ("out/kernel", ("heads", None, "embed")),
+            ("qkv/kernel", ("embed", axis, None, None)),
+            ("out/kernel", (axis, None, "embed")),
         )
         if self.bias:
-            rows = (*rows, ("qkv/bias", ("heads", None, None)), ("out/bias", ("embed",)))
+            rows = (*rows, ("qkv/bias", (axis, None, None)), ("out/bias", ("embed",)))
         if self.head_norm is None:
             return rows
         norm = self.head_norm(parent=None).partition_table()

@@ -55,6 +55,9 @@ def cache_text_features(data: ConfigDict, method: Method) -> ConfigDict:
         return data
     texts = _texts(directories, parsed.split)
     tokenizer = Tokenizer(find_tokenizer(parsed.tokenizer, directories[0]), parsed.text_length)
+    check_vocabulary = getattr(method, "check_vocabulary", None)
+    if check_vocabulary is not None:
+        check_vocabulary({"text": tokenizer.vocabulary_size})
     fingerprint = _fingerprint(encode, params, tokenizer, texts)
     path = Path(directories[0]) / "cache" / f"text_features-{fingerprint[:16]}"
     if not TextFeatures.whole(path, fingerprint):

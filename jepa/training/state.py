@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
 from jepa.errors import UserError
+from jepa.interop.loading import Pending
 from jepa.methods.base import Method
 from jepa.parallel import partition
 from jepa.training.optimizer import Optimizer, flatten, split, unflatten
@@ -160,7 +161,8 @@ def overlay(params: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[st
 
     Args:
       params: nested dict of jax arrays.
-      pretrained: `{path prefix: nested tree of NumPy arrays}`, cast to the parameters' dtype.
+      pretrained: `{path prefix: nested tree of NumPy arrays}`, cast to the parameters' dtype; or of
+        `Pending`, each of which is then read straight into its parameter's place.
 
     Raises:
       UserError: for an array without a parameter, or of another shape.
@@ -175,11 +177,14 @@ def overlay(params: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[st
                     "the model's sizes are those of the published one."
                 )
             old = flat[path]
-            if tuple(old.shape) != tuple(np.shape(array)):
+            if tuple(old.shape) != tuple(array.shape):
                 raise UserError(
-                    f"The pretrained weights hold {path!r} as {tuple(np.shape(array))}, the model "
+                    f"The pretrained weights hold {path!r} as {tuple(array.shape)}, the model "
                     f"needs {tuple(old.shape)}; set the model's sizes to the published ones."
                 )
+            if isinstance(array, Pending):
+                flat[path] = array.read(old.sharding, old.dtype)
+                continue
             host = np.asarray(array).astype(old.dtype)
             flat[path] = jax.make_array_from_callback(old.shape, old.sharding, host.__getitem__)
     return unflatten(flat)

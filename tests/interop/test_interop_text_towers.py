@@ -121,7 +121,7 @@ def test_a_span_of_llama_s_layers(llama):
 
 def test_spans_that_do_not_exist_are_refused():
     content = text_models.llama().config.to_dict()
-    with pytest.raises(UserError, match="layers 2 to 5 are asked for, but the model has 4"):
+    with pytest.raises(UserError, match=r"layers \(2, 5\) are asked for, but the model has 4"):
         llama_files.span(content, (2, 5))
 
 
