@@ -22,7 +22,7 @@ from jepa.errors import UserError
 # Steps of each training, chosen by the time of a step (on two CPU cores) so that those of
 # `random_frozen`, those of `joint`, and those of the two phases with the pretraining's
 # (`train.steps` of configs/v_jepa_2/world.py) take equally long.
-STEPS = {"frozen": 500, "unfrozen": 100, "random_frozen": 2000, "joint": 700}
+STEPS = {"frozen": 400, "unfrozen": 160, "random_frozen": 1600, "joint": 1100}
 COMPARISONS = ("random_frozen", "joint")
 
 # What the X-encoder shares with the pretrained one, beside its weights.

@@ -59,6 +59,7 @@ def test_stages_in_a_row_and_what_they_are_given(tmp_path):
     assert not any("weights" in argument for argument in stages["train random_frozen"])
 
 
+@pytest.mark.slow
 def test_a_config_is_refused():
     code, errors, stages = run("--config=configs/vl_jepa/quickstart.py")
     assert code == 2 and errors.startswith("error: --config: ") and not stages
