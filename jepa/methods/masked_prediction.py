@@ -10,6 +10,7 @@ blocks of a mask, Kt tokens of each, D width, F numbers of a target (D times the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +28,10 @@ from jepa.methods.masked_batch import Mask, parts
 from jepa.models import flops as count
 from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.vit import IMAGE, VIDEO, VideoTransformer
-from jepa.nn.frames import frames_shape, to_float
+from jepa.nn.frames import frames_shape, normalise, to_float, to_rgb
 from jepa.nn.norms import LayerNorm
 from jepa.nn.rotary import grid_positions
+from jepa.nn.views import Colours, colour_clips
 from jepa.parallel import partition
 
 
@@ -74,6 +76,17 @@ def default_predictor(**values: Any) -> ConfigDict:
     return section
 
 
+def default_augment(**values: Any) -> ConfigDict:
+    """How the colours of clips are moved on the device (`jepa.nn.views.Colours`): not at all.
+
+    The frames of a clip share one draw, context and targets see the same clip. None of the papers
+    moves colours; crops and mirrors are the loader's (`data.crop`, `data.flip`).
+    """
+    section = ConfigDict(dataclasses.asdict(Colours()))
+    section.update(values)
+    return section
+
+
 class MaskedPrediction:
     """A method of this family; see `jepa.methods.base.Method` for the protocol.
 
@@ -82,7 +95,7 @@ class MaskedPrediction:
 
     @staticmethod
     def default_model() -> ConfigDict:
-        """The `model` section: `encoder` and `predictor`, fields of their networks."""
+        """The `model` section: `encoder` and `predictor`, fields of their networks; `augment`."""
         raise NotImplementedError
 
     @staticmethod
@@ -103,6 +116,10 @@ class MaskedPrediction:
         self.dtype = jnp.dtype(config.dtype)
         # Master weights stay in float32 whatever the compute type, except in a float64 run.
         self.param_dtype = jnp.promote_types(self.dtype, jnp.float32)
+        augment = {**self.model.get("augment", {})}
+        if "blur_sigma" in augment:  # a list, where the config was read back
+            augment["blur_sigma"] = tuple(augment["blur_sigma"])
+        self.colours = Colours(**augment)
         self.encoder = self.build_encoder(self.model.encoder)
         self.predictor = self.build_predictor()
         # Statistics in float32; the targets then have the type of the predictions.
@@ -141,8 +158,9 @@ class MaskedPrediction:
 
         Raises:
           UserError: no masks in the batch, tokens of another size than the masks', an unknown loss,
-            or heads that the tensor axis does not divide.
+            an augmentation out of range, or heads that the tensor axis does not divide.
         """
+        self.colours.check("model.augment")
         data = config.data
         if "masks" not in data.get("streams", ()):
             raise UserError("config.data.streams has no 'masks', which this method predicts by")
@@ -231,15 +249,30 @@ class MaskedPrediction:
         `prediction/NAME` and `target/NAME` are to be compared; `copy/NAME`, `[B, 1, F]`, is the
         mean target of what the context encoder saw: a guess that needs no predictor.
         """
-        del rng
         outputs = Outputs()
-        for stream, masks in parts(batch):
-            video = to_float(stream, self.dtype)
+        for number, (stream, masks) in enumerate(parts(batch)):
+            video = self.augmented(rng, number, stream)
             goal = self.goal(params, target_params, video)
             places = self.places(video.shape[1:4])
             for mask in masks:
                 self.compare(outputs, params, video, goal, mask, places)
         return outputs, state
+
+    def augmented(self, rng: jax.Array, number: int, stream: Any) -> jax.Array:
+        """What the networks read of a video stream, its colours moved where the config says so.
+
+        Args:
+          rng: of the step.
+          number: of the stream in the batch.
+          stream: as loaded.
+        """
+        if not (self.colours.move or self.colours.blur):
+            return to_float(stream, self.dtype)
+        drawn = colour_clips(
+            jax.random.fold_in(rng, number), to_rgb(stream, self.dtype), self.colours
+        )
+        drawn = partition.constrain(drawn, "batch", None, None, None, None)
+        return normalise(drawn, self.dtype)
 
     def compare(
         self,

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from jepa.methods.masked_prediction import MaskedPrediction, default_encoder, default_predictor
+from jepa.methods.masked_prediction import (
+    MaskedPrediction,
+    default_augment,
+    default_encoder,
+    default_predictor,
+)
 
 
 def default_model() -> ConfigDict:
     """The `model` section with its defaults: a small model for 64-pixel clips."""
     fixed = {"rope": "none", "positions": "sincos_uniform"}
     return ConfigDict(
-        {"encoder": default_encoder(**fixed), "predictor": default_predictor(**fixed)}
+        {
+            "encoder": default_encoder(**fixed),
+            "predictor": default_predictor(**fixed),
+            "augment": default_augment(),
+        }
     )
 
 

@@ -9,12 +9,23 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from jepa.errors import UserError
-from jepa.methods.masked_prediction import MaskedPrediction, default_encoder, default_predictor
+from jepa.methods.masked_prediction import (
+    MaskedPrediction,
+    default_augment,
+    default_encoder,
+    default_predictor,
+)
 
 
 def default_model() -> ConfigDict:
     """The `model` section with its defaults: a small model for 64-pixel clips."""
-    return ConfigDict({"encoder": default_encoder(), "predictor": default_predictor()})
+    return ConfigDict(
+        {
+            "encoder": default_encoder(),
+            "predictor": default_predictor(),
+            "augment": default_augment(),
+        }
+    )
 
 
 def default_loss() -> ConfigDict:

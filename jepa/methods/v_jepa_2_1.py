@@ -34,6 +34,7 @@ from jepa.methods.masked_prediction import (
     MaskedPrediction,
     apply,
     at,
+    default_augment,
     default_encoder,
     default_predictor,
     mean,
@@ -55,7 +56,8 @@ def default_model() -> ConfigDict:
     encoder = default_encoder()
     encoder.taps = (2, 3, 5, 6)
     encoder.image_tokenizer = True
-    return ConfigDict({"encoder": encoder, "predictor": default_predictor(mask_tokens=3)})
+    predictor = default_predictor(mask_tokens=3)
+    return ConfigDict({"encoder": encoder, "predictor": predictor, "augment": default_augment()})
 
 
 def default_loss() -> ConfigDict:

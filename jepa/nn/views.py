@@ -1,4 +1,4 @@
-"""Random views of images, drawn on the device: crops at several scales, colours, blur.
+"""Random views of images and clips, drawn on the device: crops at several scales, colours, blur.
 
 A host decodes an image once and sends it once, whatever the number of views; the draws are a
 function of a key. Cropping, resizing, mirroring and blurring are linear along each axis, so a view
@@ -10,7 +10,7 @@ pixel; its area is always the one that was drawn (there a crop that does not fit
 that large ones are rarer); colours are moved in one order, not in a random one; a blur is not cut
 off after a few pixels. Crops are taken from what the loader sends, which is a square.
 
-B images, V views, H W pixels of an image, S pixels of a view's side.
+B images or clips, T frames, V views, H W pixels of an image, S pixels of a view's side.
 """
 
 from __future__ import annotations
@@ -26,16 +26,11 @@ from jepa.errors import UserError
 _GREY = (0.299, 0.587, 0.114)
 
 
-@dataclasses.dataclass(frozen=True)
-class Views:
-    """What views are like. The defaults are crops and mirrors alone.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Colours:
+    """How colours are moved, and blurred. The defaults do nothing.
 
     Attributes:
-      count: V, views of an image.
-      size: S.
-      scale: smallest and largest share of the image's area that is cropped.
-      ratio: smallest and largest ratio of a crop's width to its height.
-      flip: share of views that are mirrored.
       jitter: share of views whose colours are moved, by at most:
       brightness, contrast, saturation: factors within 1 plus or minus these.
       hue: turns of the colour circle, plus or minus.
@@ -45,11 +40,6 @@ class Views:
       solarise: share of views whose bright half is inverted.
     """
 
-    count: int
-    size: int
-    scale: tuple[float, float] = (0.3, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
     jitter: float = 0.0
     brightness: float = 0.4
     contrast: float = 0.4
@@ -60,6 +50,11 @@ class Views:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
 
+    @property
+    def move(self) -> bool:
+        """Whether colours are ever moved."""
+        return bool(self.jitter or self.grey or self.solarise)
+
     def check(self, section: str) -> None:
         """Checks ranges.
 
@@ -69,23 +64,48 @@ class Views:
         Raises:
           UserError: a number out of its range.
         """
-
-        def demand(holds: bool, key: str, mend: str) -> None:
-            if not holds:
-                raise UserError(f"config.{section}.{key} is {getattr(self, key)!r}; {mend}")
-
-        demand(self.count >= 0, "count", "give a number of views of at least 0")
-        demand(self.size >= 1, "size", "give a number of pixels of at least 1")
-        low, high = self.scale
-        demand(0 < low <= high <= 1, "scale", "give (low, high) shares of the area within (0, 1]")
-        low, high = self.ratio
-        demand(0 < low <= high, "ratio", "give (low, high) above 0")
         low, high = self.blur_sigma
-        demand(0 < low <= high, "blur_sigma", "give (low, high) above 0")
-        for key in ("flip", "jitter", "grey", "blur", "solarise"):
-            demand(0 <= getattr(self, key) <= 1, key, "give a share between 0 and 1")
+        self._demand(section, 0 < low <= high, "blur_sigma", "give (low, high) above 0")
+        for key in ("jitter", "grey", "blur", "solarise"):
+            holds = 0 <= getattr(self, key) <= 1
+            self._demand(section, holds, key, "give a share between 0 and 1")
         for key in ("brightness", "contrast", "saturation", "hue"):
-            demand(getattr(self, key) >= 0, key, "give a number of at least 0")
+            self._demand(section, getattr(self, key) >= 0, key, "give a number of at least 0")
+
+    def _demand(self, section: str, holds: bool, key: str, mend: str) -> None:
+        if not holds:
+            raise UserError(f"config.{section}.{key} is {getattr(self, key)!r}; {mend}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Views(Colours):
+    """What views are like. The defaults are crops and mirrors alone.
+
+    Attributes:
+      count: V, views of an image.
+      size: S.
+      scale: smallest and largest share of the image's area that is cropped.
+      ratio: smallest and largest ratio of a crop's width to its height.
+      flip: share of views that are mirrored.
+    """
+
+    count: int
+    size: int
+    scale: tuple[float, float] = (0.3, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def check(self, section: str) -> None:
+        """As `Colours.check`."""
+        super().check(section)
+        self._demand(section, self.count >= 0, "count", "give a number of views of at least 0")
+        self._demand(section, self.size >= 1, "size", "give a number of pixels of at least 1")
+        low, high = self.scale
+        shares = "give (low, high) shares of the area within (0, 1]"
+        self._demand(section, 0 < low <= high <= 1, "scale", shares)
+        low, high = self.ratio
+        self._demand(section, 0 < low <= high, "ratio", "give (low, high) above 0")
+        self._demand(section, 0 <= self.flip <= 1, "flip", "give a share between 0 and 1")
 
 
 def draw_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
@@ -102,10 +122,43 @@ def draw_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
 
     def view(key: jax.Array, image: jax.Array) -> jax.Array:
         crop, colour = jax.random.split(key)
-        return _colours(colour, _crop(crop, image, views), views)
+        return move_colours(colour, _crop(crop, image, views), views)
 
     keys = jax.random.split(key, (images.shape[0], views.count))
     return jax.vmap(jax.vmap(view, (0, None)))(keys, images)
+
+
+def colour_clips(key: jax.Array, clips: jax.Array, colours: Colours) -> jax.Array:
+    """Moves the colours of clips, and blurs them: one draw for all frames of a clip.
+
+    Args:
+      key: of all draws; fold the step into it.
+      clips: RGB `[B, T, H, W, 3]` in 0..1.
+      colours: how. Contrast is about the mean luminance of the clip.
+
+    Returns:
+      The same shape, in 0..1.
+    """
+
+    def one(key: jax.Array, clip: jax.Array) -> jax.Array:
+        colour, blur = jax.random.split(key)
+        _, height, width, _ = clip.shape
+        # All frames below one another are one image.
+        moved = move_colours(colour, clip.reshape(-1, width, 3), colours).reshape(clip.shape)
+        if not colours.blur:
+            return moved
+        chosen, place = jax.random.uniform(blur, (2,), clip.dtype)
+        least, most = colours.blur_sigma
+        sigma = least + place * (most - least)
+        rows, columns = (
+            jnp.where(
+                chosen < colours.blur, blur_weights(size, sigma), jnp.eye(size, dtype=clip.dtype)
+            )
+            for size in (height, width)
+        )
+        return jnp.einsum("yh,thwc,xw->tyxc", rows, moved, columns)
+
+    return jax.vmap(one)(jax.random.split(key, clips.shape[0]), clips)
 
 
 def _crop(key: jax.Array, image: jax.Array, views: Views) -> jax.Array:
@@ -124,7 +177,7 @@ def _crop(key: jax.Array, image: jax.Array, views: Views) -> jax.Array:
     columns = jnp.where(flip < views.flip, columns[::-1], columns)
     if views.blur:
         least, most = views.blur_sigma
-        blurred = _blur(views.size, least + sigma * (most - least))
+        blurred = blur_weights(views.size, least + sigma * (most - least))
         keep = jnp.eye(views.size, dtype=image.dtype)
         matrix = jnp.where(blur < views.blur, blurred, keep)
         rows, columns = matrix @ rows, matrix @ columns
@@ -146,16 +199,19 @@ def _resize(count: int, size: int, start: jax.Array, length: jax.Array) -> jax.A
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
-def _blur(size: int, sigma: jax.Array) -> jax.Array:
+def blur_weights(size: int, sigma: jax.Array) -> jax.Array:
     """`[size, size]` weights of a Gaussian blur; at the border what is there counts more."""
     place = jnp.arange(size, dtype=sigma.dtype)
     weights = jnp.exp(-(((place[:, None] - place) / sigma) ** 2) / 2)
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
-def _colours(key: jax.Array, image: jax.Array, views: Views) -> jax.Array:
-    """Colours of `[S, S, 3]` moved at random, always in the order of the fields of `Views`."""
-    if not (views.jitter or views.grey or views.solarise):
+def move_colours(key: jax.Array, image: jax.Array, views: Colours) -> jax.Array:
+    """Colours of `[H, W, 3]` moved at random, always in the order of the fields of `Colours`.
+
+    Contrast is about the mean luminance of what is given.
+    """
+    if not views.move:
         return image
     chosen = jax.random.uniform(key, (7,), image.dtype)
     strength = 2 * chosen[:4] - 1

@@ -6,7 +6,7 @@ from PIL import Image
 
 from jepa.errors import UserError
 from jepa.nn import views as module
-from jepa.nn.views import Views, draw_views
+from jepa.nn.views import Colours, Views, colour_clips, draw_views
 
 # Compiling is nearly all the time these tests take, and speed is not what they are about.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -102,9 +102,9 @@ def test_crops_have_the_area_that_was_asked_for_and_all_ratios_that_fit(scale):
 
 def test_colours():
     x = images(1, 8, 8)[0]
-    grey = module._colours(jax.random.key(0), x, Views(1, 8, grey=1.0))
+    grey = module.move_colours(jax.random.key(0), x, Views(1, 8, grey=1.0))
     np.testing.assert_allclose(grey[..., 0], grey[..., 2], atol=1e-6)
-    inverted = module._colours(jax.random.key(0), x, Views(1, 8, solarise=1.0))
+    inverted = module.move_colours(jax.random.key(0), x, Views(1, 8, solarise=1.0))
     np.testing.assert_allclose(inverted, np.where(x >= 0.5, 1 - x, x), atol=1e-6)
     # A third of a turn makes red green; a whole one changes nothing.
     red = jnp.array([[[1.0, 0.0, 0.0]]])
@@ -115,10 +115,66 @@ def test_colours():
 
 
 def test_a_blur_is_a_gaussian_and_keeps_the_mean_brightness():
-    matrix = np.asarray(module._blur(41, jnp.float32(1.5)))
+    matrix = np.asarray(module.blur_weights(41, jnp.float32(1.5)))
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
     wanted = np.exp(-(((np.arange(41) - 20) / 1.5) ** 2) / 2)
     np.testing.assert_allclose(matrix[20], wanted / wanted.sum(), atol=1e-6)
+
+
+def clips(count):
+    """[B, 3, 10, 10, 3]: a frame, its mirror image, the frame upside down."""
+    x = images(count, 10, 10)
+    return np.stack([x, x[:, :, ::-1], x[:, ::-1]], axis=1)
+
+
+def coloured(key, x, colours):
+    program = compiled(lambda key, x: colour_clips(key, x, colours), jax.random.key(0), x)
+    return np.asarray(program(jax.random.key(key), x))
+
+
+ALL = Colours(jitter=0.7, grey=0.3, blur=0.5, blur_sigma=(0.5, 2.0), solarise=0.2)
+
+
+def test_the_frames_of_a_clip_share_one_draw_and_clips_do_not():
+    x = clips(12)
+    x[1] = x[0]
+    made = coloured(0, x, ALL)
+    assert made.shape == x.shape and made.dtype == np.float32
+    assert made.min() >= 0 and made.max() <= 1 + 1e-6
+    # Moving colours and blurring know no left and right, nor above and below.
+    np.testing.assert_allclose(made[:, 1], made[:, 0, :, ::-1], atol=1e-5)
+    np.testing.assert_allclose(made[:, 2], made[:, 0, ::-1], atol=1e-5)
+    # Equal clips are not made alike, the same clip is by the same key only.
+    assert np.abs(made[0] - made[1]).max() > 1e-2
+    np.testing.assert_array_equal(made, coloured(0, x, ALL))
+    changed = np.abs(made - coloured(1, x, ALL)).max(axis=(1, 2, 3, 4))
+    assert (changed > 1e-2).sum() > 8
+
+
+def test_contrast_keeps_the_mean_of_the_clip_and_not_of_each_frame():
+    x = np.full((1, 2, 4, 4, 3), 0.4, np.float32)
+    x[:, 1] = 0.6
+    only = {"brightness": 0.0, "saturation": 0.0, "hue": 0.0, "contrast": 0.5}
+    made = coloured(0, x, Colours(jitter=1.0, **only))
+    np.testing.assert_allclose(made.mean(), 0.5, atol=1e-6)
+    # By each frame's own mean, frames of one colour would stay as they are.
+    assert abs((made[0, 1] - made[0, 0]).mean() - 0.2) > 0.01
+
+
+def test_no_strength_changes_nothing():
+    x = clips(4)
+    np.testing.assert_array_equal(coloured(0, x, Colours()), x)
+    none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    weak = Colours(jitter=1.0, blur=1.0, blur_sigma=(1e-3, 1e-3), **none)
+    np.testing.assert_allclose(coloured(0, x, weak), x, atol=1e-5)
+
+
+def test_shares_are_of_clips():
+    x = clips(400)[:, :, :4, :4]
+    made = coloured(0, x, Colours(grey=0.25))
+    grey = np.ptp(made, axis=-1).max(axis=(1, 2, 3)) < 1e-6
+    assert abs(grey.mean() - 0.25) < 0.09  # four deviations
+    np.testing.assert_array_equal(made[~grey], x[~grey])
 
 
 @pytest.mark.parametrize(
