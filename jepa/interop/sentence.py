@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa.errors import UserError
+from jepa.interop.fields import Config
 from jepa.interop.tensors import Tensors, open_tensors, read_json
 
 MODULES = "modules.json"
@@ -43,22 +44,25 @@ BESIDE = (
 
 
 def open_directory(
-    path: str | Path, pooling: str = "mean_tokens"
+    path: str | Path, model_type: str, pooling: str = "mean_tokens"
 ) -> tuple[Tensors, tuple[str, ...]]:
     """Opens the tensors of a directory and of the linear maps that `modules.json` names.
 
     Args:
       path: the directory.
+      model_type: of its `config.json`.
       pooling: how one vector is made of those of the tokens, as there: "mean_tokens", "lasttoken".
 
     Returns:
       The tensors, those of a map as `FOLDER/linear.weight`; and the maps' folders, in order.
 
     Raises:
-      UserError: a folder is missing or damaged, the pooling is another, or a map has a bias or an
-        activation.
+      UserError: it is of another model type, a folder is missing or damaged, the pooling is
+        another, or a map has a bias or an activation.
     """
     tensors = open_tensors(path)
+    if tensors.config is not None:
+        Config(tensors.config, model_type, {})
     if not (tensors.path / MODULES).is_file():
         return tensors, ()
     folders = []
