@@ -193,7 +193,9 @@ def _encoders(
 def _encoder(
     config: ConfigDict, section: ConfigDict, method: Method, params: Any, state: Any, name: str
 ) -> probes_features.Encoder:
-    described = [config.method, workdir.plain(config.model), config.dtype]
+    # How training saw the clips makes no other network.
+    model = {key: value for key, value in config.model.items() if key != "augment"}
+    described = [config.method, workdir.plain(model), config.dtype]
     return probes_features.of_method(
         method, params, state, described, pooling=section.pooling, name=name
     )

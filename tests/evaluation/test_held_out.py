@@ -48,6 +48,7 @@ def test_it_averages_whole_batches_and_draws_the_same_again(directory):
     assert first["step"] == 0 and 0 < first["draw"] < 1
     again = measure({"gain": np.float32(1.0)}, None, {})
     assert again["draw"] == first["draw"] and again["loss"] == first["loss"] / 2
+    assert measure._measure._cache_size() == 1  # one program for all batches and checkpoints
     assert held_out(directory, seed=1)({"gain": np.float32(1)}, None, {})["draw"] != again["draw"]
     assert held_out(directory, limit=4)({"gain": np.float32(1)}, None, {})["loss"] == 1.5
 
