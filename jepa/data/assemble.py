@@ -33,7 +33,8 @@ class Texts:
         """`directory`: of the dataset whose own tokenizer `tokenizer="dataset"` means, or None."""
         path = tokenize.find_tokenizer(config.tokenizer, directory)
         query_path = tokenize.find_tokenizer(config.query_tokenizer or config.tokenizer, directory)
-        self.target = tokenize.Tokenizer(path, config.text_length)
+        prompt = tokenize.find_prompt(config.text_prompt, path)
+        self.target = tokenize.Tokenizer(path, config.text_length, prompt)
         self.query = tokenize.Tokenizer(query_path, config.query_length)
         self.features = TextFeatures(config.text_features) if config.text_features else None
         weights = config.tasks

@@ -62,6 +62,8 @@ class DataConfig:
         tokenizer: Of the targets: "minilm", "dataset" (the one trained on the dataset's texts),
             or the path of a `tokenizer.json`.
         query_tokenizer: Of the queries; "" for the same as `tokenizer`.
+        text_prompt: What stands before every target, by its name among the prompts that lie beside
+            its tokenizer ("document", of EmbeddingGemma); "" for nothing.
         query_length: K, token ids per query; longer ones are cut.
         text_length: L, token ids per target; longer ones are cut.
         pairs_per_clip: Query-target pairs drawn for each clip, P: the text streams then have P rows
@@ -110,6 +112,7 @@ class DataConfig:
     pixels: str = "rgb"
     tokenizer: str = "minilm"
     query_tokenizer: str = ""
+    text_prompt: str = ""
     query_length: int = 16
     text_length: int = 32
     pairs_per_clip: int = 1

@@ -53,16 +53,46 @@ def find_tokenizer(name: str, directory: str | Path | None = None) -> Path:
     return path
 
 
+def find_prompt(name: str, tokenizer: Path) -> str:
+    """What stands before every target, by the name that the model's own files give it.
+
+    Args:
+        name: Of a prompt of the file `config_sentence_transformers.json` beside the tokenizer; ""
+            for nothing.
+        tokenizer: The `tokenizer.json`.
+
+    Raises:
+        UserError: there is no such file, or no such prompt in it.
+    """
+    if not name:
+        return ""
+    from jepa.interop import sentence
+
+    directory = tokenizer.parent
+    if not (directory / sentence.PROMPTS).is_file():
+        raise UserError(
+            f"data.text_prompt is {name!r}, but {directory} has no {sentence.PROMPTS}; leave it "
+            "empty, or take the model's own files"
+        )
+    known = sentence.prompts(directory)
+    if name not in known:
+        raise UserError(
+            f"data.text_prompt is {name!r}; {directory} names {', '.join(map(repr, known))}"
+        )
+    return known[name]
+
+
 class Tokenizer:
     """Texts to `{"ids": int32 [..., L], "mask": bool [..., L]}`; picklable and thread-safe.
 
     Attributes:
         path: The `tokenizer.json`.
         length: L; longer texts are cut (special tokens stay), shorter ones padded.
+        prompt: What stands before every text.
     """
 
-    def __init__(self, path: str | Path, length: int):
-        self.path, self.length = Path(path), length
+    def __init__(self, path: str | Path, length: int, prompt: str = ""):
+        self.path, self.length, self.prompt = Path(path), length, prompt
         self._load()
 
     def _load(self) -> None:
@@ -78,7 +108,7 @@ class Tokenizer:
         self._memory: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "length": self.length}
+        return {"path": self.path, "length": self.length, "prompt": self.prompt}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -99,7 +129,7 @@ class Tokenizer:
         return {"ids": ids, "mask": mask}
 
     def _encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        found = self._tokenizer.encode(text).ids
+        found = self._tokenizer.encode(self.prompt + text).ids
         if not found:
             raise UserError(f"the text {text!r} has no tokens; remove it from the dataset")
         ids = np.full(self.length, self.pad, np.int32)

@@ -84,13 +84,11 @@ class DatasetSource:
             )
         self.caption_query = queries[0]
         directory = path if sources.is_dataset(path) else None
-        self._query, self._target = (
-            tokenize.Tokenizer(tokenize.find_tokenizer(name, directory), length)
-            for name, length in (
-                (config.query_tokenizer or config.tokenizer, config.query_length),
-                (config.tokenizer, config.text_length),
-            )
-        )
+        query = tokenize.find_tokenizer(config.query_tokenizer or config.tokenizer, directory)
+        target = tokenize.find_tokenizer(config.tokenizer, directory)
+        prompt = tokenize.find_prompt(config.text_prompt, target)
+        self._query = tokenize.Tokenizer(query, config.query_length)
+        self._target = tokenize.Tokenizer(target, config.text_length, prompt)
 
     def records(self, split: str) -> Sequence[Record]:
         """Returns the records of a split in order, without encoded video."""

@@ -24,7 +24,7 @@ from jepa.data.cache import TextFeatures
 from jepa.data.config import DataConfig
 from jepa.data.dataset import Dataset
 from jepa.data.jobs import Progress
-from jepa.data.tokenize import Tokenizer, find_tokenizer
+from jepa.data.tokenize import Tokenizer, find_prompt, find_tokenizer
 from jepa.errors import UserError
 from jepa.methods.base import Method
 from jepa.training import fingerprint
@@ -54,7 +54,9 @@ def cache_text_features(data: ConfigDict, method: Method) -> ConfigDict:
     if not all(map(sources.is_dataset, directories)):
         return data
     texts = _texts(directories, parsed.split)
-    tokenizer = Tokenizer(find_tokenizer(parsed.tokenizer, directories[0]), parsed.text_length)
+    found = find_tokenizer(parsed.tokenizer, directories[0])
+    prompt = find_prompt(parsed.text_prompt, found)
+    tokenizer = Tokenizer(found, parsed.text_length, prompt)
     check_vocabulary = getattr(method, "check_vocabulary", None)
     if check_vocabulary is not None:
         check_vocabulary({"text": tokenizer.vocabulary_size})
@@ -107,7 +109,7 @@ def _fingerprint(encode: Encode, params: Any, tokenizer: Tokenizer, texts: Seque
     digest.update(f"2 {jax.default_backend()} {program}".encode())
     fingerprint.add_arrays(digest, params)
     digest.update(tokenizer.path.read_bytes())
-    digest.update(str(tokenizer.length).encode())
+    digest.update(f"{tokenizer.length}{tokenizer.prompt}".encode())
     digest.update("\0".join(texts).encode())
     return digest.hexdigest()
 

@@ -1,5 +1,6 @@
 """Tokens of fixed length and hashes of texts."""
 
+import json
 import pickle
 
 import numpy as np
@@ -78,3 +79,19 @@ def test_mistakes_are_named(tmp_path, path):
     with pytest.raises(UserError, match=r"bad\.json"):
         tokenize.Tokenizer(tmp_path / "bad.json", 4)
     assert tokenize.find_tokenizer(str(tmp_path)) == path
+
+
+def test_a_prompt_of_the_model_s_own_files_stands_before_every_text(tmp_path, path):
+    prompts = {"prompts": {"document": "a blue ", "query": ""}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    prompt = tokenize.find_prompt("document", path)
+    prompted = pickle.loads(pickle.dumps(tokenize.Tokenizer(path, 4, prompt)))
+    plain = tokenize.Tokenizer(path, 4)
+    for name, array in prompted(["ball", "box slides"]).items():
+        np.testing.assert_array_equal(array, plain(["a blue ball", "a blue box slides"])[name])
+    assert tokenize.find_prompt("", path) == ""
+    with pytest.raises(UserError, match=r"text_prompt is 'title'.*'document', 'query'"):
+        tokenize.find_prompt("title", path)
+    (tmp_path / "config_sentence_transformers.json").unlink()
+    with pytest.raises(UserError, match="has no config_sentence_transformers.json"):
+        tokenize.find_prompt("document", path)
