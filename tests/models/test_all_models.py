@@ -64,7 +64,9 @@ def test_bfloat16_is_near_float32():
     np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.1)
 
 
-@pytest.mark.parametrize("name", ["vit", "predictor, narrow table"])
+@pytest.mark.parametrize(
+    "name", ["vit", "predictor, narrow table", pytest.param("gemma", marks=pytest.mark.slow)]
+)
 def test_on_a_mesh_as_on_one_device(name):
     module, inputs, _ = CASES[name]
     params = draw(module, *inputs, scale=0.1)["params"]
