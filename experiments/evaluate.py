@@ -106,13 +106,14 @@ def main(
         **found.numbers,
     }
     hits = found.evidence["hard",]["hits"] if captions else np.zeros(0)
+    examples = baselines.examples(found.evidence)
     if others:
         seed = config.evaluation.seed
-        numbers["baselines"], gains = baselines.compare(others, captions, hits, seed=seed)
+        numbers["baselines"], gains = baselines.compare(others, captions, hits, examples, seed=seed)
         numbers["gains"] = {**numbers.get("gains", {}), **gains}
     if jax.process_index() == 0:
         if captions:
-            baselines.write(directory, numbers["identity"], captions, hits.tolist())
+            baselines.write(directory, numbers["identity"], captions, hits.tolist(), examples)
         material = report.Material(numbers, found.evidence, evaluator.source, rows, plain)
         write(directory, material, picture)
     return numbers

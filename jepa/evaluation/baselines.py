@@ -27,6 +27,9 @@ DIRECTORY = "baselines"
 
 # The captions of the hard groups: (key of the clip, caption, group) each.
 Captions = Sequence[Sequence[str]]
+# By task: what its examples are (`items`), what each earned (`hits`), and which hang together
+# (`groups`), all of one length.
+Examples = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +40,13 @@ class Baseline:
       numbers: its evaluation.json.
       captions: of the hard groups that it was evaluated on.
       hits: what each caption earned, in [0, 1].
+      others: what each example of the other tasks earned; see `examples`.
     """
 
     numbers: Mapping[str, Any]
     captions: Captions
     hits: Sequence[float]
+    others: Examples = dataclasses.field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -75,10 +80,45 @@ def parse(arguments: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def write(workdir: str | Path, identity: str, captions: Captions, hits: Sequence[float]) -> None:
+def examples(evidence: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Examples:
+    """Returns what can be compared example by example, beside the hard groups, of an evaluation.
+
+    Args:
+      evidence: of `jepa.evaluation.suite.Evaluation`.
+    """
+    found: dict[str, dict[str, list[Any]]] = {}
+    if ("retrieval",) in evidence:
+        own = evidence["retrieval",]
+        hits = np.asarray(own["ranks"]["text_to_video"]) == 1
+        found["retrieval"] = _example(own["captions"], hits, own["indices"])
+    for label, own in evidence.get(("zero_shot",), {}).items():
+        hits = np.asarray(own["shares"])[np.arange(len(own["truth"])), own["truth"]]
+        found[f"zero_shot_{label}"] = _example(own["indices"], hits, own["indices"])
+    if ("questions",) in evidence:
+        own = evidence["questions",]
+        items = [f"{key} {question.id}" for key, (_, question) in _keyed(own)]
+        found["questions"] = _example(items, own["hits"], own["clips"])
+    return found
+
+
+def _keyed(own: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    return zip(own["clips"], own["questions"], strict=True)
+
+
+def _example(items: Iterable[Any], hits: Iterable[Any], groups: Iterable[Any]) -> dict[str, Any]:
+    return {"items": list(items), "hits": [float(hit) for hit in hits], "groups": list(groups)}
+
+
+def write(
+    workdir: str | Path,
+    identity: str,
+    captions: Captions,
+    hits: Sequence[float],
+    others: Examples | None = None,
+) -> None:
     """Writes `evidence.json`; UserError if the disk refuses."""
     hard = {"captions": [list(row) for row in captions], "hits": [float(hit) for hit in hits]}
-    said = {"identity": identity, "hard": hard}
+    said = {"identity": identity, "hard": hard, "others": others or {}}
     storage.write_atomically(Path(workdir) / FILE, json.dumps(said) + "\n")
 
 
@@ -93,7 +133,9 @@ def read(name: str, workdir: str | Path) -> Baseline:
         numbers = json.loads((directory / results.FILE).read_text(encoding="utf-8"))
         evidence = json.loads((directory / FILE).read_text(encoding="utf-8"))
         whole = evidence["identity"] == numbers["identity"]
-        found = Baseline(numbers, evidence["hard"]["captions"], evidence["hard"]["hits"])
+        # Evaluations of before there were others compare the hard groups alone.
+        others = evidence.get("others", {})
+        found = Baseline(numbers, evidence["hard"]["captions"], evidence["hard"]["hits"], others)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"baseline {name!r}: {directory} holds no evaluation of hard groups ({error}); run "
@@ -119,7 +161,12 @@ def check(found: Mapping[str, Baseline], captions: Captions) -> None:
 
 
 def compare(
-    found: Mapping[str, Baseline], captions: Captions, hits: np.ndarray, *, seed: int
+    found: Mapping[str, Baseline],
+    captions: Captions,
+    hits: np.ndarray,
+    others: Examples | None = None,
+    *,
+    seed: int,
 ) -> tuple[dict[str, Any], dict[str, intervals.Measure]]:
     """Returns what `baselines` and `gains` of evaluation.json say of the baselines.
 
@@ -127,6 +174,8 @@ def compare(
       found: by name, checked.
       captions: of the hard groups.
       hits: `[N]` what each caption earned with the model that is compared.
+      others: what the examples of other tasks earned with it; those that the baseline was evaluated
+        on too are compared.
       seed: of the bootstrap.
     """
     described, gains = {}, {}
@@ -142,4 +191,13 @@ def compare(
         gains[f"hard_over_{name}_model"] = intervals.paired_gain(
             hits, np.array(other.hits), groups, seed=seed
         )
+        for task, own in (others or {}).items():
+            its = other.others.get(task, {})
+            if its.get("items") == own["items"]:
+                gains[f"{task}_over_{name}_model"] = intervals.paired_gain(
+                    np.array(own["hits"]),
+                    np.array(its["hits"]),
+                    np.array(own["groups"]),
+                    seed=seed,
+                )
     return described, gains

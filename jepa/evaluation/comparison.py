@@ -1,7 +1,8 @@
 """The run beside the models that it is compared with: what each took to train, and what it reaches.
 
-Each row is one model. Its intervals are its own; only the last column is paired, caption by caption
-(see `jepa.evaluation.baselines`).
+Each row is one model; its intervals are its own. Below each, how far this run is above it on the
+same examples: these intervals are paired (see `jepa.evaluation.baselines`), and of questions every
+one counts once.
 """
 
 from __future__ import annotations
@@ -46,18 +47,19 @@ def seconds(training: Mapping[str, Any]) -> float | None:
 
 def header(numbers: Mapping[str, Any]) -> list[str]:
     """Returns the columns of `rows`."""
-    return ["model", "training", *map(_word, scores(numbers)), "hard, this run above it"]
+    return ["model", "training", *map(_word, scores(numbers))]
 
 
 def rows(numbers: Mapping[str, Any]) -> list[list[str]]:
-    """Returns a row for the run and one for each model that it is compared with."""
-    others = numbers.get("baselines", {})
+    """Returns a row for the run and two for each model: itself, and how far the run is above it."""
+    others, gains = numbers.get("baselines", {}), numbers.get("gains", {})
     keys = list(scores(numbers))
-    found = [["this run", *_of(numbers.get("training", {}), scores(numbers), keys), ""]]
+    found = [["this run", *_of(numbers.get("training", {}), scores(numbers), keys)]]
     for name, other in others.items():
-        gain = numbers["gains"][f"hard_over_{name}_model"]
         cells = _of(other.get("training", {}), other.get("scores", {}), keys)
-        found.append([headline.baseline_label(name), *cells, _points(gain)])
+        found.append([headline.baseline_label(name), *cells])
+        above = [gains.get(f"{_task(key)}_over_{name}_model") for key in keys]
+        found.append(["  this run above it", "", *("" if m is None else _points(m) for m in above)])
     return found
 
 
@@ -80,11 +82,12 @@ def section(material: Material) -> Html:
         "comparison",
         "Comparison",
         "Other models that were trained on the same clips and evaluated on the same questions, "
-        "with the time that each training really took, on whatever else the machine did meanwhile.",
+        "with the time that each training really took, on whatever else the machine did meanwhile. "
+        "Differences are paired, example by example; in those of questions each counts once.",
         page.table(
             header(numbers),
             rows(numbers),
-            caption="Shares in %, with 95% intervals",
+            caption="Shares in % and differences in points, with 95% intervals",
             numeric=range(1, len(header(numbers))),
         ),
         tag("p", page.join([_time(name, training) for name, training in told]), css="note"),
@@ -110,6 +113,12 @@ def _share(measure: Mapping[str, Any]) -> str:
 def _points(measure: Mapping[str, Any]) -> str:
     low, high = measure["low"] * 100, measure["high"] * 100
     return f"{measure['value'] * 100:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _task(key: str) -> str:
+    """What the gains call the task of a dotted key."""
+    first = key.split(".")[0]
+    return f"zero_shot_{key.split('.')[-2]}" if first == "zero_shot" else first
 
 
 def _word(key: str) -> str:

@@ -83,7 +83,10 @@ def gain_label(name: str) -> str:
         "same_model_shuffled": "itself, shuffled frames",
     }
     words = own.get(other) or baseline_label(other.removesuffix("_model"))
-    return f"{'hard groups' if task == 'hard' else task}, above {words}"
+    if task.startswith("zero_shot_"):
+        task = f"zero-shot {task.removeprefix('zero_shot_')}"
+    named = {"hard": "hard groups", "retrieval": "text to video, R@1"}
+    return f"{named.get(task, task)}, above {words}"
 
 
 def baseline_label(name: str) -> str:

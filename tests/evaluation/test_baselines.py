@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,8 @@ CAPTIONS = [(f"clip-{i}", f"caption {i}", f"g{i // 2}") for i in range(40)]
 HARD = {"text_to_video": {"value": 0.5}}
 
 
-def evaluated(directory, hits, captions=CAPTIONS, identity="abc"):
-    baselines.write(directory, identity, captions, list(hits))
+def evaluated(directory, hits, captions=CAPTIONS, identity="abc", others=None):
+    baselines.write(directory, identity, captions, list(hits), others)
     numbers = {"identity": identity, "checkpoint_step": 7, "frame_control": "single", "hard": HARD}
     results.write(directory, numbers)
 
@@ -63,3 +65,37 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     baselines.write(tmp_path, "another", CAPTIONS, [1.0] * 40)
     with pytest.raises(UserError, match="are of two evaluations"):
         baselines.read("less", tmp_path)
+
+
+def test_other_tasks_are_paired_where_their_examples_are_the_same(tmp_path):
+    question = SimpleNamespace(id="q0")
+    evidence = {
+        ("retrieval",): {
+            "captions": ["a", "b", "c"],
+            "indices": [0, 1, 2],
+            "ranks": {"text_to_video": np.array([1, 2, 1])},
+        },
+        ("zero_shot",): {
+            "colour": {
+                "indices": [4, 5],
+                "truth": np.array([1, 0]),
+                "shares": np.array([[0.5, 0.5], [1.0, 0.0]]),
+            }
+        },
+        ("questions",): {
+            "clips": ["x", "y"],
+            "questions": [(0, question), (1, question)],
+            "hits": np.array([True, False]),
+        },
+    }
+    own = baselines.examples(evidence)
+    assert own["retrieval"]["hits"] == [1, 0, 1] and own["zero_shot_colour"]["hits"] == [0.5, 1.0]
+    assert own["questions"]["items"] == ["x q0", "y q0"]
+    less = {**own, "retrieval": {**own["retrieval"], "hits": [0, 0, 1]}}
+    less["questions"] = {**own["questions"], "items": ["x q0", "z q0"]}
+    evaluated(tmp_path, np.ones(40), others=less)
+    found = {"less": baselines.read("less", tmp_path)}
+    _, gains = baselines.compare(found, CAPTIONS, np.ones(40), own, seed=0)
+    assert gains["retrieval_over_less_model"]["value"] == pytest.approx(1 / 3)
+    assert gains["zero_shot_colour_over_less_model"]["value"] == 0
+    assert "questions_over_less_model" not in gains
