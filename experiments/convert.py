@@ -74,7 +74,7 @@ def _publish(model: registry.Model, source: Path, to: Path, dtype: str | None) -
     if about.get("model") != model.name:
         raise UserError(f"{source} holds {about.get('model')!r}; say --model={about.get('model')}")
     plan = model.plan(about["config"])
-    params, copies = converted.load(source), _beside(model, source)
+    params, copies = converted.pending(source), _beside(model, source)
     saving.save(to, params, plan.layout, plan.config, dtype=dtype, copies=copies)
     return about
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jepa.errors import UserError
 from jepa.interop.layout import Layout
-from jepa.interop.loading import flatten
+from jepa.interop.loading import Pending, flatten
 from jepa.interop.tensors import CONFIG, DTYPES, INDEX, SINGLE
 
 # Larger checkpoints are cut into files of at most this size, as Hugging Face's own are.
@@ -43,7 +43,7 @@ def save(
 
     Args:
       to: the directory, which must not exist.
-      params: nested dict of arrays that this process can read.
+      params: nested dict of arrays that this process can read, or of `loading.Pending`.
       layout: of the model; a tensor called `FOLDER/NAME` goes into a file of that folder.
       config: what `config.json` says, and keys of ours, which are left out.
       dtype: of all tensors; that of each parameter when absent.
@@ -145,11 +145,15 @@ class _Made:
     def __init__(self, flat: Mapping[str, Any], layout: Layout, dtype: np.dtype | None):
         self._flat, self._pieces, self._derived = flat, layout.theirs(), layout.derived
         self._dtype = dtype
+        self._held: tuple[str, np.ndarray] | None = None
 
     def names(self) -> list[str]:
-        """Returns all names; those of wider numbers first, so that all of them lie aligned."""
+        """Returns all names, parameter by parameter.
+
+        Those of wider numbers come first, so that all of them lie aligned.
+        """
         names = [*self._pieces, *self._derived]
-        return sorted(names, key=lambda name: (-self.dtype(name).itemsize, name))
+        return sorted(names, key=lambda name: -self.dtype(name).itemsize)
 
     def dtype(self, name: str) -> np.dtype:
         if name in self._derived and self._derived[name]().dtype.kind in "iu":
@@ -170,8 +174,18 @@ class _Made:
         if name in self._derived:
             return np.ascontiguousarray(self._derived[name](), self.dtype(name))
         path, piece = self._pieces[name]
-        block = np.asarray(self._flat[path][piece.place])
+        block = np.asarray(self._leaf(path)[piece.place])
         return np.ascontiguousarray(piece.to_theirs(block), self.dtype(name))
+
+    def _leaf(self, path: str) -> Any:
+        """Returns a parameter; one that is still to be read is kept until the next."""
+        leaf = self._flat[path]
+        if not isinstance(leaf, Pending):
+            return leaf
+        if self._held is None or self._held[0] != path:
+            self._held = None
+            self._held = path, leaf.read()
+        return self._held[1]
 
 
 def _by_folder(names: list[str]) -> dict[str, list[str]]:
