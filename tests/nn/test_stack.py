@@ -146,3 +146,22 @@ def test_unknown_policies_and_heads_are_refused(inputs):
         make(kv_heads=3).init(jax.random.key(0), inputs[0])
     with pytest.raises(UserError, match="width is 16"):
         make(heads=5, kv_heads=None).init(jax.random.key(0), inputs[0])
+
+
+def test_each_layer_gets_its_kind_of_what_is_shared(inputs, variables):
+    x, tables = inputs
+    near = jnp.abs(jnp.arange(6)[:, None] - jnp.arange(6)) <= 1
+    masks = jnp.stack([near, jnp.ones((6, 6), bool)])[:, None, None]
+    both = jax.tree.map(lambda table: jnp.stack([table, table]), tables)
+    kinds = (0, 1, 0)
+    block = make().block(parent=None)
+    expected = x
+    for i, kind in enumerate(kinds):
+        params = jax.tree.map(lambda p, i=i: p[i], variables["params"]["blocks"])
+        expected = block.apply({"params": params}, expected, rotary=tables, mask=masks[kind])
+    for scan in (True, False):
+        module = make(scan=scan)
+        got, _ = quick(partial(module.apply, kinds=kinds))(variables, x, rotary=both, mask=masks)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="2 kinds for 3 layers"):
+        make().apply(variables, x, kinds=(0, 1), rotary=both, mask=masks)
