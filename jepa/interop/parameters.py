@@ -17,9 +17,19 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jepa.errors import UserError
-from jepa.interop import converted, layout, loading
+from jepa.interop import converted, layout, loading, registry
+from jepa.interop.fields import tuples
+from jepa.interop.paths import locate
 from jepa.interop.tensors import open_tensors
 
+# Names of models with an encoder, by the model_type of their config.json.
+_PUBLISHED = {
+    "vjepa2": "v_jepa_2",
+    "v_jepa_2_1": "v_jepa_2_1",
+    "v_jepa": "v_jepa",
+    "i_jepa": "i_jepa",
+}
+_CLASSIFIER = "VJEPA2ForVideoClassification"
 # What a converted directory calls the network that `experiments.export` writes by default.
 ENCODER = "encoder"
 
@@ -54,7 +64,7 @@ def load(
     Raises:
       UserError: nothing usable is there, or it has no such branch.
     """
-    path = Path(path)
+    path = locate(path)
     if converted.is_converted(path):
         return converted.load(path, part=part, shardings=shardings, dtype=dtype)
     if path.is_dir():
@@ -78,46 +88,36 @@ def load(
 def about(path: str | Path) -> dict[str, str]:
     """Returns what the header of a file says of where it comes from.
 
-    Of a converted directory that is what `save` would say of its encoder.
-
     Raises:
       UserError: nothing usable is there.
     """
-    if converted.is_converted(path):
-        said = converted.about(path)
-        fields = said.get("fields", {}).get(ENCODER)
-        found = {"model": str(said.get("model")), "source": str(said.get("source"))}
-        return found | ({"fields": json.dumps(fields)} if fields else {})
-    return dict(open_tensors(path).metadata)
+    return dict(open_tensors(locate(path)).metadata)
 
 
-def load_into(
-    path: str | Path, wanted: Any, fields: Mapping[str, Any], key: str, *, part: str = ENCODER
-) -> dict[str, Any]:
-    """Reads the parameters of a network that must be the one a config describes.
+def load_into(path: str | Path, wanted: Any, fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Finds the parameters of an encoder, which must be the one that a config describes.
 
     Args:
-      path: as in `load`.
-      wanted: nested dict of what has the shapes of the network's parameters.
-      fields: those of the network that change what it computes and no shape; they are compared
-        with what the file says, where it says it.
-      key: of the config that names the file, for the errors.
-      part: which branch of a converted directory.
+      path: as in `load`; or a directory as Hugging Face publishes it, or one that
+        `experiments.convert` wrote in Meta's layout.
+      wanted: nested dict of what has the shapes of the encoder's parameters.
+      fields: those of the encoder that change what it computes and no shape; they are compared
+        with what is said beside the parameters.
+      key: of the config that names the path, for the errors.
 
     Returns:
-      A nested dict of NumPy arrays.
+      A nested dict of `loading.Pending`, which are read when their place is known.
 
     Raises:
       UserError: nothing usable is there, or it is another network.
     """
-    said = json.loads(about(path).get("fields", "{}"))
+    said, found = _encoder(locate(path))
     for name, value in fields.items():
         if name in said and said[name] != value:
             raise UserError(
                 f"{key}={path} was made with {name}={said[name]!r} and the config says {value!r}; "
                 "make them equal"
             )
-    found = load(path, part=part if converted.is_converted(path) else "")
     ours, theirs = loading.flatten(wanted), loading.flatten(found)
     wrong = {
         "lacks": sorted(ours.keys() - theirs.keys()),
@@ -132,3 +132,29 @@ def load_into(
     if told:
         raise UserError(f"{key}={path} {'; '.join(told)}; give the sizes of the network in it")
     return found
+
+
+def _encoder(path: Path) -> tuple[Mapping[str, Any], loading.Tree]:
+    """Returns what is said of an encoder, and its parameters, to be read."""
+    if converted.is_converted(path):
+        said = converted.about(path)["fields"]
+        if ENCODER not in said:
+            raise UserError(f"{path} holds {', '.join(said)} and no encoder")
+        return said[ENCODER], converted.pending(path, ENCODER)
+    tensors = open_tensors(path)
+    if tensors.config is not None:
+        plan = _published(path, tensors.config).plan_of(tensors)
+        return plan.fields[ENCODER], loading.pending(tensors, plan.layout)[ENCODER]
+    leaves = {name: layout.leaf(name, tensors.shape(name)) for name in tensors}
+    said = tuples(json.loads(tensors.metadata.get("fields", "{}")))
+    return said, loading.pending(tensors, layout.Layout(leaves))
+
+
+def _published(path: Path, config: Mapping[str, Any]) -> registry.Model:
+    kind = config.get("model_type")
+    if kind not in _PUBLISHED:
+        raise UserError(
+            f"{path} is of model_type {kind!r}, and encoders are of {', '.join(_PUBLISHED)}"
+        )
+    classifies = _CLASSIFIER in (config.get("architectures") or ())
+    return registry.model("v_jepa_2_classifier" if classifies else _PUBLISHED[kind])

@@ -15,6 +15,7 @@ import jax
 from jepa.errors import UserError
 from jepa.interop import converted, llama, loading, registry
 from jepa.interop.loading import Pending, Tree
+from jepa.interop.paths import locate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ def find(path: str | Path, name: str, part: str, key: str) -> Start:
     Raises:
       UserError: nothing is there, it is of another model, or damaged.
     """
-    path, model = Path(path), registry.model(name)
+    path, model = locate(path), registry.model(name)
     if not path.exists():
         raise UserError(f"{key} is {str(path)!r}, which does not exist; name a directory of {name}")
     if converted.is_converted(path):
@@ -68,7 +69,7 @@ def find_llama(path: str | Path, layers: tuple[int, ...], key: str) -> Start:
     Raises:
       UserError: as `find`; or there are no such layers.
     """
-    path = Path(path)
+    path = locate(path)
     if path.exists() and not converted.is_converted(path):
         tensors = registry.model("llama").open(path)
         if tensors.config is None:

@@ -61,6 +61,8 @@ def _infer(kind: str, tensors: Tensors, settings: Settings) -> Plan:
     encoder |= {
         "rope": "none",
         "positions": _FORMS[kind],
+        "pretrain_grid": None,
+        "gelu": "exact",
         "table_grid": _grid(tensors, f"{found.encoder}pos_embed", flat),
     }
     config: dict[str, Any] = {"model_type": kind, "encoder": encoder}

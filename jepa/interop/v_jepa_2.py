@@ -100,6 +100,9 @@ def _encoder(config: Config, prefix: str) -> tuple[dict[str, Any], dict[str, Lea
         "patch": patch,
         "tubelet": tubelet,
         "rope": "tiled",
+        "positions": "none",
+        "table_grid": None,
+        "pretrain_grid": None,
         "gelu": config.gelu("hidden_act"),
     }
     embed = parts.patches(f"{prefix}.embeddings.patch_embeddings.proj", width, patch, tubelet)

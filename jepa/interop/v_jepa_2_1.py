@@ -62,6 +62,9 @@ def _infer(tensors: Tensors, settings: Settings) -> Plan:
     taps = _TAPS.get(encoder["depth"])
     encoder |= {
         "rope": "rotation",
+        "positions": "none",
+        "table_grid": None,
+        "gelu": "exact",
         "pretrain_grid": _GRIDS.get(encoder["patch"]),
         "taps": None if taps is None else list(taps),
         "image_tokenizer": True,

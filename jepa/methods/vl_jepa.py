@@ -34,7 +34,7 @@ from jepa.nn.frames import frames_shape, to_float
 from jepa.parallel import partition
 
 # Fields of the X-encoder that change what it computes and the shape of no parameter.
-_FUNCTION = ("heads", "rope", "positions", "pretrain_grid", "gelu")
+_FUNCTION = ("heads", "rope", "positions", "table_grid", "pretrain_grid", "gelu")
 
 
 class VLJEPA:
@@ -57,6 +57,8 @@ class VLJEPA:
         x_encoder = dict(self.model.x_encoder)
         for key in ("weights", "frozen", "cache_features", "cache_dtype"):
             del x_encoder[key]
+        x_encoder["taps"] = tuple(x_encoder["taps"])
+        x_encoder["table_grid"] = tuple(x_encoder["table_grid"]) or None
         self.x_encoder = VideoTransformer(**x_encoder, **types)
         self.predictor = make_predictor(self.model, types)
         self.tower = text_towers.make(self.model.y_encoder, types)

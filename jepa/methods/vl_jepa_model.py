@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from jepa.interop import starting
 from jepa.models.vl_jepa import Predictor
@@ -31,9 +32,14 @@ def default_model() -> ConfigDict:
                 "mlp_ratio": 4.0,
                 "rope": "rotation",
                 "positions": "none",
+                "table_grid": (),  # V-JEPA's and I-JEPA's weights have one
+                "pretrain_grid": placeholder(int),  # 16 for V-JEPA 2.1's
+                "taps": (),  # as in 2.1's, whose norms of them are loaded too
+                "image_tokenizer": False,
                 "gelu": "exact",
                 "remat": "none",
-                # File of `experiments.export` to start from; "" for a random start.
+                # File of `experiments.export`, directory of `experiments.convert` or published
+                # directory to start from (docs/weights.md); "" for a random start.
                 "weights": "",
                 "frozen": False,
                 # Encode every training clip once, in `cache_dtype`, before the first step; for a

@@ -15,6 +15,7 @@ from typing import Any
 from jepa.data.storage import write_atomically
 from jepa.errors import UserError
 from jepa.interop import parameters
+from jepa.interop.paths import locate
 from jepa.training.phases import Phase
 
 FILE = "costs.json"
@@ -33,7 +34,7 @@ def note(directory: str | Path, phase: Phase, features: float) -> None:
     now = copy.deepcopy(said)
     weights = phase.config.model.get("x_encoder", {}).get("weights", "")
     # A run that goes on needs the file no more, and it may be another by now.
-    if phase.index == 0 and weights and _PRETRAINING not in said and Path(weights).is_file():
+    if phase.index == 0 and weights and _PRETRAINING not in said and locate(weights).is_file():
         seconds = parameters.about(weights).get("seconds")
         if seconds is not None:
             now[_PRETRAINING] = float(seconds)

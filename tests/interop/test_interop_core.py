@@ -15,7 +15,16 @@ from safetensors.numpy import save_file
 
 from experiments import cli, convert
 from jepa.errors import UserError
-from jepa.interop import converted, layout, loading, open_tensors, parameters, registry, saving
+from jepa.interop import (
+    converted,
+    layout,
+    loading,
+    open_tensors,
+    parameters,
+    registry,
+    saving,
+    starting,
+)
 from jepa.interop.layout import Layout
 
 
@@ -358,7 +367,7 @@ def test_converted_directories_are_read_whole_and_in_parts(checkpoint, tmp_path)
     with pytest.raises(UserError, match="no parameters 'predictor'; it has encoder, other"):
         converted.load(where, part="predictor")
     shapes = jax.eval_shape(lambda: params["encoder"])
-    found = parameters.load_into(where, shapes, {"heads": 2}, "config.weights")
+    found = starting.read(parameters.load_into(where, shapes, {"heads": 2}, "config.weights"))
     jax.tree.map(np.testing.assert_array_equal, found, params["encoder"])
     with pytest.raises(UserError, match="heads=2 and the config says 4"):
         parameters.load_into(where, shapes, {"heads": 4}, "config.weights")
