@@ -1,5 +1,7 @@
 """VL-JEPA from published weights: what goes where, what is refused, how much the paper trains."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,14 @@ import pytest
 import text_models
 from ml_collections import ConfigDict
 
-from experiments import convert
+from configs.vl_jepa import quickstart
+from experiments import convert, train
+from jepa.data.tokenize import Tokenizer
+from jepa.data.world.write import write_world
 from jepa.errors import UserError
 from jepa.interop import converted, starting
+from jepa.interop.registry import model as known
+from jepa.interop.tensors import open_tensors
 from jepa.methods import text_towers
 from jepa.methods.vl_jepa import VLJEPA, default_loss, default_model
 from jepa.models.gemma import EmbeddingGemma
@@ -232,3 +239,59 @@ def test_what_is_pending_is_read_on_request(weights):
     read = starting.read(start.params)
     expected = converted.load(weights / "gemma_converted")["tower"]
     jax.tree.map(np.testing.assert_array_equal, read, expected)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_published_weights_and_goes_on_without_them(tmp_path, monkeypatch, capfd):
+    """Llama's layers, EmbeddingGemma's tower with its tokenizer and prompt; features cached."""
+    data = tmp_path / "world"
+    write_world(data, clips={"train": 8}, processes=1, progress=False)
+    size = Tokenizer(data / "tokenizer.json", 4).vocabulary_size
+    monkeypatch.setattr(text_models, "VOCAB", size)
+    text_models.llama().save_pretrained(tmp_path / "weights/llama")
+    gemma = tmp_path / "weights/gemma"
+    text_models.save_gemma(gemma, text_models.gemma(), text_models.maps())
+    shutil.copyfile(data / "tokenizer.json", gemma / "tokenizer.json")
+    fields = known("embedding_gemma").plan_of(known("embedding_gemma").open(gemma)).fields["tower"]
+    published = text_towers.Published(EmbeddingGemma, "embedding_gemma", fields)
+    monkeypatch.setattr(text_towers, "TOWERS", {"embedding_gemma": published})
+
+    config = quickstart.get_config()
+    config.data.update(
+        path=str(data),
+        frames=4,
+        size=32,
+        cache="none",
+        pairs_per_clip=1,
+        tokenizer=str(gemma),
+        text_prompt="document",
+        threads=1,
+    )
+    config.model.shared_dim = 16
+    config.model.x_encoder.update(width=24, depth=1, heads=2)
+    config.model.predictor.update(
+        width=32, depth=2, heads=8, kv_heads=2, mlp_width=48, vocab=size, theta=1000.0,
+        weights=str(tmp_path / "weights/llama"), layers=LAYERS, frozen_table=True,
+    )  # fmt: skip
+    config.model.predictor.scaling.update(factor=8.0, original_length=60)
+    config.model.y_encoder.update(tower="embedding_gemma", weights=str(gemma))
+    config.train.update(steps=4, global_batch=8, log_every=1, save_every=2)
+    config.evaluation = ConfigDict()
+    result = train.main(config, tmp_path / "run")
+    assert result.finished
+    params = result.state.params
+    table = converted_table(tmp_path / "weights/llama")
+    np.testing.assert_array_equal(params["predictor"]["table"]["embedding"], table)
+    frozen = metrics.count(params["predictor"]["table"])
+    frozen += metrics.count(params["y_encoder"]["tower"])
+    total = metrics.count(params)
+    said = "".join(capfd.readouterr())
+    assert f"trainable {total - frozen:,} of {total:,} parameters" in said
+    # What has been trained is in the checkpoint; the weights may be gone.
+    shutil.rmtree(tmp_path / "weights/llama")
+    config.train.steps = 5
+    assert train.main(config, tmp_path / "run").step == 5
+
+
+def converted_table(directory):
+    return open_tensors(directory).read("model.embed_tokens.weight")
