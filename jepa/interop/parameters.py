@@ -28,6 +28,7 @@ _PUBLISHED = {
     "v_jepa_2_1": "v_jepa_2_1",
     "v_jepa": "v_jepa",
     "i_jepa": "i_jepa",
+    "ijepa": "i_jepa",
 }
 _CLASSIFIER = "VJEPA2ForVideoClassification"
 # What a converted directory calls the network that `experiments.export` writes by default.

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from jepa.errors import UserError
+from jepa.interop import i_jepa_hf, meta, tables
 from jepa.interop import layout as parts
-from jepa.interop import meta, tables
 from jepa.interop.fields import Config, tuples
 from jepa.interop.layout import Layout, Leaf
 from jepa.interop.registry import Model, Plan, Settings
 from jepa.interop.tensors import Tensors
 
 _V_JEPA, _I_JEPA = "v_jepa", "i_jepa"
-_FORMS = {_V_JEPA: "sincos_uniform", _I_JEPA: "sincos_2d_columns"}
+_FORMS = {_V_JEPA: "sincos_uniform", _I_JEPA: i_jepa_hf.POSITIONS}
 # The giant models of these papers have fewer heads than V-JEPA 2's.
 _HEADS = {**meta.HEADS, 1408: 16, 1664: 16}
 # The released V-JEPA models saw 16 frames in tubelets of 2.
@@ -89,6 +89,8 @@ def _grid(tensors: Tensors, name: str, flat: bool) -> list[int]:
 
 def _model(kind: str, says: str) -> Model:
     def plan(config: Mapping[str, Any]) -> Plan:
+        if kind == _I_JEPA and config.get("model_type") == i_jepa_hf.TYPE:
+            return i_jepa_hf.plan(config)
         Config(config, kind, {})
         return _plan(config)
 
@@ -96,4 +98,4 @@ def _model(kind: str, says: str) -> Model:
 
 
 V_JEPA = _model(_V_JEPA, "V-JEPA: encoder and predictor (L, H; .pt)")
-I_JEPA = _model(_I_JEPA, "I-JEPA: encoder and predictor (H, g; .pth.tar)")
+I_JEPA = _model(_I_JEPA, "I-JEPA: encoder, and predictor of .pth.tar (H, g)")
