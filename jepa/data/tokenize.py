@@ -25,7 +25,8 @@ def find_tokenizer(name: str, directory: str | Path | None = None) -> Path:
 
     Args:
         name: "minilm" (of the installed all-MiniLM-L6-v2), "dataset" (of the dataset in
-            `directory`), or a path of the file or of the directory it lies in.
+            `directory`), or a path of the file or of the directory it lies in: from here, or where
+            nothing is, as of weights (`interop.paths.locate`).
         directory: The dataset's directory.
 
     Raises:
@@ -43,7 +44,9 @@ def find_tokenizer(name: str, directory: str | Path | None = None) -> Path:
             )
         path = Path(directory) / "tokenizer.json"
     else:
-        path = Path(name)
+        from jepa.interop.paths import locate
+
+        path = Path(name) if Path(name).exists() else locate(name)
         path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise UserError(

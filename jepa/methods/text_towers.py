@@ -140,6 +140,11 @@ def check(config: ConfigDict, data: ConfigDict) -> None:
         )
 
 
+def own(size: int, entries: int) -> bool:
+    """Returns whether a tokenizer's number of ids may be that of a published table."""
+    return abs(size - entries) <= _SPARE
+
+
 def check_vocabulary(config: ConfigDict, tower: TextTower, size: int) -> None:
     """Checks a tokenizer's number of ids against the tower's table.
 
@@ -156,7 +161,7 @@ def check_vocabulary(config: ConfigDict, tower: TextTower, size: int) -> None:
         raise UserError(
             f"data.tokenizer has {size} ids, and MiniLM's table {entries}; set it to 'minilm'"
         )
-    if config.tower not in (SCRATCH, MINILM) and abs(size - entries) > _SPARE:
+    if config.tower not in (SCRATCH, MINILM) and not own(size, entries):
         raise UserError(
             f"data.tokenizer has {size} ids, and the table of {config.tower!r} {entries}; set it "
             "to the directory with its own tokenizer.json"

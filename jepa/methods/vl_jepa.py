@@ -134,6 +134,11 @@ class VLJEPA:
                 f"config.model.predictor.vocab is {entries}, but the tokenizer of the stream "
                 f"'query' has {size} ids; set it to at least {size}"
             )
+        if size is not None and self.model.predictor.weights and not text_towers.own(size, entries):
+            raise UserError(
+                f"data.query_tokenizer has {size} ids, and the table of config.model.predictor."
+                f"weights {entries}; set it to the directory with its own tokenizer.json"
+            )
         size = sizes.get("text")
         if size is not None:
             text_towers.check_vocabulary(self.model.y_encoder, self.tower, size)

@@ -81,6 +81,11 @@ def test_mistakes_are_named(tmp_path, path):
     assert tokenize.find_tokenizer(str(tmp_path)) == path
 
 
+def test_a_tokenizer_may_lie_with_its_weights(tmp_path, path, monkeypatch):
+    monkeypatch.setenv("JEPA_WEIGHTS", str(tmp_path.parent))
+    assert tokenize.find_tokenizer(tmp_path.name) == path
+
+
 def test_a_prompt_of_the_model_s_own_files_stands_before_every_text(tmp_path, path):
     prompts = {"prompts": {"document": "a blue ", "query": ""}}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))

@@ -205,6 +205,13 @@ def test_a_foreign_tokenizer_is_noticed_by_its_size():
             method.check_vocabulary({"text": size})
 
 
+def test_queries_get_the_tokens_of_the_predictor_s_weights(weights, tiny_gemma):
+    method = method_of(weights, **{"model.predictor.vocab": 500})
+    method.check_vocabulary({"query": 500})
+    with pytest.raises(UserError, match="query_tokenizer has 40 ids.*weights 500"):
+        method.check_vocabulary({"query": 40})
+
+
 def test_the_paper_s_arithmetic():
     """ViT-L, eight layers of Llama-3.2-1B, EmbeddingGemma: 491.8 and 307.6 million."""
     config = config_of()
