@@ -2,14 +2,18 @@
 
     python -m experiments.convert --model=v_jepa_2 --from=HUGGING_FACE_DIR --to=DIR
     python -m experiments.convert --model=v_jepa_2 --from=DIR --to=HUGGING_FACE_DIR
+    python -m experiments.convert --model=v_jepa_2 --from=EXPORTED_FILE --like=HUGGING_FACE_DIR \
+        --to=HUGGING_FACE_DIR
     python -m experiments.convert --list
 
+The third publishes a network that `experiments.export` wrote, in the frame of what it began as.
 Which way follows from what --from is. `docs/weights.md` has the models and what is checked.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -17,11 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments import cli
 from jepa.errors import UserError
-from jepa.interop import converted, loading, registry, saving
+from jepa.interop import converted, loading, parameters, registry, saving, trained
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -33,6 +35,7 @@ def convert(
     *,
     dtype: str | None = None,
     settings: registry.Settings | None = None,
+    like: str | Path | None = None,
 ) -> dict[str, Any]:
     """Converts a checkpoint, whole or not at all.
 
@@ -42,6 +45,7 @@ def convert(
       to: the directory to write, which must not exist.
       dtype: of what is written; that of the source when absent.
       settings: what to know of a source without `config.json`.
+      like: directory of the model as which the source, a file of `experiments.export`, began.
 
     Returns:
       What `model.json` says (of the source, on the way back).
@@ -52,6 +56,8 @@ def convert(
     model, source, to = registry.model(name), Path(source), Path(to)
     if to.exists():
         raise UserError(f"{to} exists already; remove it, or choose another name")
+    if like is not None:
+        return _publish_trained(model, source, Path(like), to, dtype)
     if converted.is_converted(source):
         return _publish(model, source, to, dtype)
     tensors = model.open(source)
@@ -79,13 +85,23 @@ def _publish(model: registry.Model, source: Path, to: Path, dtype: str | None) -
     return about
 
 
+def _publish_trained(
+    model: registry.Model, source: Path, like: Path, to: Path, dtype: str | None
+) -> dict[str, Any]:
+    """Writes a network of a run in the published form of the model that it began as."""
+    plan, base = trained.frame(model, like)
+    params = trained.placed(parameters.load(source), base, source)
+    saving.save(to, params, plan.layout, plan.config, dtype=dtype, copies=_beside(model, like))
+    return {"model": model.name, "parameters": _count(params)}
+
+
 def _beside(model: registry.Model, source: Path) -> dict[str, Path]:
     """Returns the files that go with a model's tensors and lie in a directory."""
     return {name: source / name for name in model.beside if (source / name).is_file()}
 
 
 def _count(params: Mapping[str, Any]) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(math.prod(leaf.shape) for leaf in loading.flatten(params).values())
 
 
 def _parse(argv: Sequence[str] | None) -> Any:
@@ -96,6 +112,7 @@ def _parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--model", help="which model; see --list")
     parser.add_argument("--from", dest="source", help="published weights, or a converted directory")
     parser.add_argument("--to", help="directory to write")
+    parser.add_argument("--like", help="of a file of experiments.export: what it began as")
     parser.add_argument("--dtype", choices=DTYPES, help="of what is written (default: as it is)")
     parser.add_argument("--branch", help="which encoder of a .pt file (target_encoder, encoder)")
     parser.add_argument(
@@ -121,7 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{flag} is needed (see --help)")
     started = time.perf_counter()
     settings = registry.Settings(args.branch, dict(map(_setting, args.set)))
-    about = convert(args.model, args.source, args.to, dtype=args.dtype, settings=settings)
+    about = convert(
+        args.model, args.source, args.to, dtype=args.dtype, settings=settings, like=args.like
+    )
     seconds = time.perf_counter() - started
     print(
         f"{about['model']}, {about['parameters']:,} parameters: {args.to} "

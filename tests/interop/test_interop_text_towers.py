@@ -16,7 +16,7 @@ from transformers import AutoModel, BertModel, Gemma3TextModel, LlamaForCausalLM
 
 from experiments import convert
 from jepa.errors import UserError
-from jepa.interop import converted, loading, sentence
+from jepa.interop import converted, loading, parameters, sentence
 from jepa.interop import llama as llama_files
 from jepa.interop.registry import model as known
 from jepa.interop.tensors import open_tensors
@@ -328,3 +328,48 @@ def test_published_configs_have_the_sizes_of_the_tables():
     # 8 layers, the last norm and the token table.
     numbers = sum(np.prod(leaf.shape) for leaf in plan.layout.leaves.values())
     assert numbers == 486_574_080 + VOCAB * 2048
+
+
+@pytest.mark.parametrize("form", ["published", "converted"])
+def test_what_was_trained_here_leaves_in_the_frame_of_what_it_began_as(
+    tmp_path, caplog, form, gemma
+):
+    directory = gemma[3]
+    trained = jax.tree.map(lambda p: np.asarray(p) * 1.5, gemma[1]["tower"])
+    parameters.save(tmp_path / "tower.safetensors", trained, {"part": "y_encoder/tower"})
+    convert.main(
+        [
+            "--model=embedding_gemma",
+            f"--from={tmp_path / 'tower.safetensors'}",
+            f"--like={directory / form}",
+            f"--to={tmp_path / 'out'}",
+        ]
+    )
+    with hugging.silent(caplog):
+        theirs = AutoModel.from_pretrained(tmp_path / "out", attn_implementation="eager")
+    matrices = [
+        torch.tensor(load_file(tmp_path / "out" / folder / "model.safetensors")["linear.weight"])
+        for folder in ("2_Dense", "3_Dense")
+    ]
+    module = EmbeddingGemma(**gemma[2]["tower"])
+    got = jit(module.apply)({"params": trained}, IDS, MASK)
+    hugging.assert_close(got, gemma_by_hand(theirs, matrices, IDS, MASK))
+    assert (tmp_path / "out/config_sentence_transformers.json").exists()
+
+
+def test_parts_that_a_run_has_no_use_for_stay_as_they_were(tmp_path):
+    theirs = text_models.bert()
+    params, _, _ = made("minilm", theirs, tmp_path)
+    trained = jax.tree.map(lambda p: np.asarray(p) + 1, params["tower"])
+    parameters.save(tmp_path / "tower.safetensors", trained, {})
+    source, like = tmp_path / "tower.safetensors", tmp_path / "published"
+    convert.convert("minilm", source, tmp_path / "out", like=like)
+    before, after = (load_file(d / "model.safetensors") for d in (like, tmp_path / "out"))
+    for name in before:
+        moved = 0 if name.startswith("pooler.") else 1
+        np.testing.assert_array_equal(after[name], before[name] + np.float32(moved))
+    del trained["norm"]
+    parameters.save(tmp_path / "some.safetensors", trained, {})
+    with pytest.raises(UserError, match="none of this model's .*norm/bias is not in both"):
+        convert.convert("minilm", tmp_path / "some.safetensors", tmp_path / "no", like=like)
+    assert not (tmp_path / "no").exists()
