@@ -5,8 +5,9 @@ A name is the path of a published directory or of one that `experiments.convert`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,10 @@ def find(path: str | Path, name: str, part: str, key: str) -> Start:
         if said.get("model") != name:
             raise UserError(f"{key} is {str(path)!r}, which holds {said.get('model')}, not {name}")
         return Start(path, said["fields"][part], converted.pending(path, part))
-    tensors = model.open(path)
-    plan = model.plan_of(tensors)
-    return Start(path, plan.fields[part], loading.pending(tensors, plan.layout)[part])
+    with _naming(key, path):
+        tensors = model.open(path)
+        plan = model.plan_of(tensors)
+        return Start(path, plan.fields[part], loading.pending(tensors, plan.layout)[part])
 
 
 def find_llama(path: str | Path, layers: tuple[int, ...], key: str) -> Start:
@@ -71,18 +73,29 @@ def find_llama(path: str | Path, layers: tuple[int, ...], key: str) -> Start:
     """
     path = locate(path)
     if path.exists() and not converted.is_converted(path):
-        tensors = registry.model("llama").open(path)
-        if tensors.config is None:
-            raise UserError(f"{key} is {str(path)!r}, which has no config.json beside its tensors")
-        plan = llama.span(tensors.config, layers)
-        params = loading.pending(tensors, plan.layout)[llama.PART]
-        return Start(path, plan.fields[llama.PART], params)
+        with _naming(key, path):
+            tensors = registry.model("llama").open(path)
+            if tensors.config is None:
+                raise UserError("there is no config.json beside the tensors")
+            plan = llama.span(tensors.config, layers)
+            params = loading.pending(tensors, plan.layout)[llama.PART]
+            return Start(path, plan.fields[llama.PART], params)
     start = find(path, "llama", llama.PART, key)
     stack, branch = start.fields["stack"], start.params["llama"]
-    first, last = llama.check_span(layers, stack["depth"])
+    with _naming(key, path):
+        first, last = llama.check_span(layers, stack["depth"])
     blocks = jax.tree.map(lambda leaf: leaf.rows(first, last), branch["blocks"])
     fields = {**start.fields, "stack": {**stack, "depth": last - first}}
     return Start(path, fields, {**start.params, "llama": {**branch, "blocks": blocks}})
+
+
+@contextlib.contextmanager
+def _naming(key: str, path: Path) -> Iterator[None]:
+    """Says in an error which key of the config led there."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key} is {str(path)!r}: {error}") from error
 
 
 def agree(start: Start, key: str, pairs: Mapping[str, tuple[Any, Any]]) -> None:

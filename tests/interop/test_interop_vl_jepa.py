@@ -156,9 +156,12 @@ def test_the_maps_may_be_left_out(weights, tiny_gemma):
         ({"model.predictor.theta": 10.0}, "config.model.predictor.theta=1000.0"),
         ({"model.predictor.scaling.factor": 1.0}, "config.model.predictor.scaling="),
         ({"model.predictor.depth": 3}, "config.model.predictor.depth=2"),
-        ({"model.predictor.layers": (1, 9)}, r"layers \(1, 9\).*the model has 4"),
+        ({"model.predictor.layers": (1, 9)}, r"predictor.weights is .*layers \(1, 9\).*has 4"),
         ({"model.predictor.weights": "nowhere"}, "'nowhere', which does not exist"),
-        ({"model.y_encoder.tower": "qwen3_embedding_0.6b"}, "model_type 'gemma3_text'"),
+        (
+            {"model.y_encoder.tower": "qwen3_embedding_0.6b"},
+            "y_encoder.weights is .*model_type 'gemma3_text'",
+        ),
     ],
 )
 def test_weights_of_other_networks_are_refused(weights, tiny_gemma, overrides, words):
