@@ -4,9 +4,12 @@
     python -m experiments.convert --model=v_jepa_2 --from=DIR --to=HUGGING_FACE_DIR
     python -m experiments.convert --model=v_jepa_2 --from=EXPORTED_FILE --like=HUGGING_FACE_DIR \
         --to=HUGGING_FACE_DIR
+    python -m experiments.convert --model=v_jepa_2 --from=EXPORTED_RUN --set=crop_size=256 \
+        --to=HUGGING_FACE_DIR
     python -m experiments.convert --list
 
-The third publishes a network that `experiments.export` wrote, in the frame of what it began as.
+The third publishes a network that `experiments.export` wrote, in the frame of what it began as, the
+fourth all networks of a run that began as nothing (`experiments.export --part=`).
 Which way follows from what --from is. `docs/weights.md` has the models and what is checked.
 """
 
@@ -24,6 +27,7 @@ from typing import Any
 from experiments import cli
 from jepa.errors import UserError
 from jepa.interop import converted, loading, parameters, registry, saving, trained
+from jepa.interop.tensors import Tensors
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -41,7 +45,8 @@ def convert(
 
     Args:
       name: of the model (`registry.names`).
-      source: a published file or directory, or a directory that this wrote.
+      source: a published file or directory; a directory that this wrote; a file of
+        `experiments.export`.
       to: the directory to write, which must not exist.
       dtype: of what is written; that of the source when absent.
       settings: what to know of a source without `config.json`.
@@ -61,6 +66,8 @@ def convert(
     if converted.is_converted(source):
         return _publish(model, source, to, dtype)
     tensors = model.open(source)
+    if trained.is_run(tensors):
+        return _publish_run(model, tensors, to, dtype, settings or registry.Settings())
     plan = model.plan_of(tensors, settings)
     params = loading.load(tensors, plan.layout, dtype=dtype)
     about = {
@@ -95,6 +102,19 @@ def _publish_trained(
     return {"model": model.name, "parameters": _count(params)}
 
 
+def _publish_run(
+    model: registry.Model,
+    tensors: Tensors,
+    to: Path,
+    dtype: str | None,
+    settings: registry.Settings,
+) -> dict[str, Any]:
+    """Writes all networks of a run in their published form."""
+    plan, params = trained.whole(model, tensors, settings)
+    saving.save(to, params, plan.layout, plan.config, dtype=dtype)
+    return {"model": model.name, "parameters": _count(params)}
+
+
 def _beside(model: registry.Model, source: Path) -> dict[str, Path]:
     """Returns the files that go with a model's tensors and lie in a directory."""
     return {name: source / name for name in model.beside if (source / name).is_file()}
@@ -110,7 +130,7 @@ def _parse(argv: Sequence[str] | None) -> Any:
         allow_abbrev=False,
     )
     parser.add_argument("--model", help="which model; see --list")
-    parser.add_argument("--from", dest="source", help="published weights, or a converted directory")
+    parser.add_argument("--from", dest="source", help="published, converted or exported weights")
     parser.add_argument("--to", help="directory to write")
     parser.add_argument("--like", help="of a file of experiments.export: what it began as")
     parser.add_argument("--dtype", choices=DTYPES, help="of what is written (default: as it is)")
@@ -120,7 +140,7 @@ def _parse(argv: Sequence[str] | None) -> Any:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="what a .pt file does not say (encoder.heads=4); may be given several times",
+        help="what the weights do not say (encoder.heads=4); may be given several times",
     )
     parser.add_argument("--list", action="store_true", help="list the models and end")
     return parser.parse_args(argv)

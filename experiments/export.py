@@ -4,7 +4,9 @@
         --to=teacher.safetensors [--checkpoint=latest|best|STEP] [--part=encoder]
 
 Of a method with a target encoder, the moving average is written, as in every evaluation. The header
-says how the encoder is built, and how long it was trained.
+says how the encoder is built, and how long it was trained. `--part=` writes all networks, the
+average of the encoder and the others as they are: what `experiments.convert` makes a published
+directory of.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from jepa.training import metrics, phases, workdir
 
 # --config, --workdir and --devices are those of training, --checkpoint that of evaluation.
 TO = flags.DEFINE_string("to", None, "File to write (safetensors).")
-PART = flags.DEFINE_string("part", "encoder", "Which part of the parameters, a path in them.")
+PART = flags.DEFINE_string(
+    "part", "encoder", "Which part of the parameters, a path; all when empty."
+)
 
 
 def main(
@@ -49,7 +53,7 @@ def main(
       directory: the workdir.
       out: the file.
       checkpoint: `latest`, `best` or a step.
-      part: path of a branch of the parameters.
+      part: path of a branch of the parameters; all of them when empty.
       devices: CPU devices to show JAX, if its backend has not started.
 
     Raises:
@@ -69,12 +73,14 @@ def main(
     params = restored.state.target_params
     params = restored.state.params if params is None else params
     branch: Any = params
-    for name in part.split("/"):
+    if not part:
+        branch = {**restored.state.params, **{k: v for k, v in params.items() if k == "encoder"}}
+    for name in part.split("/") if part else ():
         if not isinstance(branch, Mapping) or name not in branch:
             raise UserError(f"--part={part}: the parameters have {', '.join(sorted(params))}")
         branch = branch[name]
     about = {"method": config.method, "step": str(restored.step), "part": part}
-    fields = here.model.get(part)
+    fields = here.model.get(part) if part else here.model
     if hasattr(fields, "items"):
         about["fields"] = json.dumps(workdir.plain(fields))
     seconds = results.training(results.history(directory), phases.batch_at(config)).get("seconds")
@@ -82,7 +88,7 @@ def main(
         about["seconds"] = str(seconds)
     with storage.storing(Path(out)):
         parameters.save(out, jax.device_get(branch), about)
-    print(f"{part} of step {restored.step}, {metrics.count(branch):,} parameters: {out}")
+    print(f"{part or 'all'} of step {restored.step}, {metrics.count(branch):,} parameters: {out}")
 
 
 def _from_flags() -> None:

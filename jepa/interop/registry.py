@@ -74,6 +74,9 @@ class Model:
       plan: gives the plan of a `config.json`. Raises UserError where our modules cannot be that.
       infer: gives the plan of a checkpoint without one, from its tensors and what the user says;
         None where there always is one.
+      describe: gives the `config.json` of networks of ours with these fields, by name, so that what
+        was trained here can be published; None for a key that the user has to say. Raises UserError
+        where the published model cannot be that. Itself None where runs train no such model.
       open: opens a checkpoint; for models whose tensors lie in several places.
       beside: names of files that go with the tensors, where they are (a tokenizer's).
     """
@@ -82,6 +85,7 @@ class Model:
     says: str
     plan: Callable[[Mapping[str, Any]], Plan]
     infer: Callable[[Tensors, Settings], Plan] | None = None
+    describe: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     open: Callable[[Path], Tensors] = open_tensors
     beside: tuple[str, ...] = ()
 

@@ -255,11 +255,47 @@ def _plan_classifier(content: Mapping[str, Any]) -> Plan:
     return _plan(content, made)
 
 
+def _describe(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a run's networks."""
+    encoder, predictor = fields["encoder"], fields["predictor"]
+    for name, of in (("encoder", encoder), ("predictor", predictor)):
+        needed = {"rope": "tiled", "positions": "none", "gelu": encoder["gelu"]}
+        for key, value in needed.items():
+            if of[key] != value:
+                raise UserError(
+                    f"the {name} has {key}={of[key]!r}, and transformers computes V-JEPA 2 with "
+                    f"{value!r} only; train with it, or keep the weights here"
+                )
+    if encoder.get("pretrain_grid") or encoder.get("taps"):
+        raise UserError("the encoder is that of V-JEPA 2.1, which transformers does not have")
+    return {
+        "architectures": ["VJEPA2Model"],
+        "model_type": _TYPE,
+        # What positions are counted by there.
+        "crop_size": None,
+        "frames_per_clip": _DEFAULTS["frames_per_clip"],
+        "hidden_act": {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}[encoder["gelu"]],
+        "hidden_size": encoder["width"],
+        "num_hidden_layers": encoder["depth"],
+        "num_attention_heads": encoder["heads"],
+        "mlp_ratio": encoder["mlp_ratio"],
+        "patch_size": encoder["patch"],
+        "tubelet_size": encoder["tubelet"],
+        "pred_hidden_size": predictor["width"],
+        "pred_num_hidden_layers": predictor["depth"],
+        "pred_num_attention_heads": predictor["heads"],
+        "pred_mlp_ratio": predictor["mlp_ratio"],
+        "pred_num_mask_tokens": predictor["mask_tokens"],
+        "pred_zero_init_mask_tokens": predictor["mask_token_init"] == "zeros",
+    }
+
+
 MODEL = Model(
     "v_jepa_2",
     "V-JEPA 2: encoder and predictor (L, H, g; 256 and 384; also .pt)",
     _plan_model,
     _infer,
+    _describe,
 )
 CLASSIFIER = Model(
     "v_jepa_2_classifier",

@@ -1,6 +1,7 @@
 """An encoder leaves one run and teaches another: every step by the entry points."""
 
 import gzip
+import json
 
 import jax
 import numpy as np
@@ -60,6 +61,12 @@ def test_a_teacher_is_exported_and_put_into_the_student(tmp_path, capsys):
     assert "encoder of step 1" in capsys.readouterr().out
     want, got = result.state.target_params["encoder"], parameters.load(out)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(want), got)
+    export.main(tiny(tmp_path), tmp_path / "teacher", tmp_path / "all.safetensors", part="")
+    want = {"encoder": want, "predictor": result.state.params["predictor"]}
+    everything = parameters.load(tmp_path / "all.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(want), everything)
+    fields = json.loads(parameters.about(tmp_path / "all.safetensors")["fields"])
+    assert fields["encoder"]["width"] == 16 and fields["predictor"]["width"] == 12
     student = methods.from_config(configs.resolve(tiny(tmp_path, teacher=out)))
     jax.tree.map(np.testing.assert_array_equal, student.pretrained(), {"teacher": got})
     with pytest.raises(UserError, match="--part=decoder: the parameters have encoder, predictor"):

@@ -13,7 +13,8 @@ from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
 from experiments import convert
 from jepa.errors import UserError
-from jepa.interop import converted
+from jepa.interop import converted, parameters
+from jepa.interop.registry import Settings
 from jepa.models.attentive_probe import AttentiveProbe
 from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.vit import VideoTransformer
@@ -206,3 +207,50 @@ def test_a_config_that_contradicts_the_checkpoint(model, tmp_path):
         with pytest.raises(UserError, match=complaint):
             convert.convert("v_jepa_2", published, tmp_path / "converted")
         assert not list(tmp_path.glob("converted*"))
+
+
+def test_what_a_run_trained_becomes_a_model_of_transformers(tmp_path, caplog):
+    encoder = {"width": 24, "depth": 2, "heads": 2, "patch": PATCH, "tubelet": 2, "mlp_ratio": 2.0}
+    predictor = {"width": 12, "depth": 1, "heads": 2, "mlp_ratio": 2.0, "mask_tokens": 2}
+    shared = {"rope": "tiled", "positions": "none", "gelu": "tanh"}
+    encoder, predictor = encoder | shared, predictor | shared | {"mask_token_init": "zeros"}
+    made = VideoTransformer(**encoder)
+    speaks = MaskPredictor(**predictor, features=24)
+    ids = jnp.arange(9)[None]
+    shapes = {
+        "encoder": jax.eval_shape(made.init, jax.random.key(0), video(2)),
+        "predictor": jax.eval_shape(
+            speaks.init, jax.random.key(0), jnp.zeros((1, 9, 24)), ids, ids, grid_positions(GRID)
+        ),
+    }
+    rng = np.random.default_rng(0)
+    params = {
+        name: jax.tree.map(lambda s: 0.1 * rng.normal(size=s.shape).astype("f"), tree["params"])
+        for name, tree in shapes.items()
+    }
+    run = tmp_path / "run.safetensors"
+    fields = {"encoder": encoder, "predictor": predictor}
+    about = {"method": "jepa.methods.v_jepa_2.VJEPA2", "part": "", "fields": json.dumps(fields)}
+    parameters.save(run, params, about)
+    with pytest.raises(UserError, match="does not say crop_size; say it with --set crop_size="):
+        convert.convert("v_jepa_2", run, tmp_path / "theirs")
+    settings = Settings(values={"crop_size": SIZE})
+    convert.convert("v_jepa_2", run, tmp_path / "theirs", settings=settings)
+    with hugging.silent(caplog):
+        theirs = VJEPA2Model.from_pretrained(tmp_path / "theirs")
+    with torch.no_grad():
+        expected = theirs.get_vision_features(hugging.torch_video(video(2)))
+    hugging.assert_close(jit(made.apply)({"params": params["encoder"]}, video(2)), expected)
+
+    for change, complaint in (
+        (
+            {"fields": json.dumps(fields | {"encoder": encoder | {"rope": "rotation"}})},
+            "'tiled' only",
+        ),
+        ({"part": "encoder"}, "holds the encoder alone"),
+    ):
+        parameters.save(run, params, about | change)
+        with pytest.raises(UserError, match=complaint):
+            convert.convert("v_jepa_2", run, tmp_path / "again", settings=settings)
+    with pytest.raises(UserError, match="none trains the whole of llama"):
+        convert.convert("llama", run, tmp_path / "again")
