@@ -168,9 +168,9 @@ def clip(frames, rows, columns, seed=0):
 
 
 # Frames, rows and columns: those of the table where there is one, others that are no square, and a
-# single frame. (V-JEPA 2's own grid is compared with transformers.)
+# single frame. (V-JEPA 2's own grid and I-JEPA's others are compared with transformers.)
 GRIDS = {
-    "i_jepa": [(1, 3, 3), (1, 2, 5)],
+    "i_jepa": [(1, 3, 3)],
     "v_jepa": [(16, 3, 3), (1, 4, 5)],
     "v_jepa_2": [(4, 2, 5)],
     "v_jepa_2_1": [(4, 2, 3), (1, 3, 4)],
