@@ -41,6 +41,7 @@ class Texts:
         total = sum(weights.values())
         self._captions = weights.get("caption", 0.0) / total
         self._levels = config.caption_levels
+        self._weights = config.caption_weights
 
     def choose(
         self, record: Record, caption_queries: Sequence[str], uniforms: Sequence[Sequence[float]]
@@ -56,7 +57,7 @@ class Texts:
             UserError: the record has no text that may be a target, or there is no caption query.
         """
         levels = self._levels
-        captions = [(c.query, c.text) for c in record.captions if not levels or c.level in levels]
+        captions = [c for c in record.captions if not levels or c.level in levels]
         questions = [(q.query, q.answer) for q in record.questions]
         if not captions and not questions:
             raise UserError(
@@ -72,13 +73,14 @@ class Texts:
                 pairs.append(_take(fresh_questions, target))
                 continue
             fresh_captions = fresh_captions or list(captions)
-            own_query, caption = _take(fresh_captions, target)
-            if not own_query and not caption_queries:
+            weights = [self._weights.get(c.level, 1.0) for c in fresh_captions]
+            caption = _take(fresh_captions, target, weights if self._weights else ())
+            if not caption.query and not caption_queries:
                 raise UserError(
                     "data.caption_query is empty and the dataset names no query either; set it "
                     "to a question that a caption answers"
                 )
-            pairs.append((own_query or _pick(caption_queries, query), caption))
+            pairs.append((caption.query or _pick(caption_queries, query), caption.text))
         return pairs
 
     def streams(self, queries: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
@@ -95,8 +97,13 @@ def _pick(items: Sequence[Any], uniform: float) -> Any:
     return items[int(uniform * len(items))]
 
 
-def _take(items: list[Any], uniform: float) -> Any:
-    return items.pop(int(uniform * len(items)))
+def _take(items: list[Any], uniform: float, weights: Sequence[float] = ()) -> Any:
+    """Removes and returns one of the items, which are alike where there are no weights."""
+    if not weights:
+        return items.pop(int(uniform * len(items)))
+    ends = np.cumsum(weights)
+    index = int(np.searchsorted(ends, uniform * ends[-1], side="right"))
+    return items.pop(min(index, len(items) - 1))
 
 
 class Assembler:

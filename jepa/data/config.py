@@ -72,6 +72,8 @@ class DataConfig:
         tasks: {"caption": weight, "question": weight}: how often a sample is which. A record
             that has no text for its task takes the other one.
         caption_levels: Levels of captions that may be targets; () for all.
+        caption_weights: {level: weight}: how often a record's captions of a level are drawn beside
+            its others, whose weight is 1; {} for all alike.
         caption_query: Query, or queries to draw from, that ask for a caption; () for those the
             dataset names.
         text_features: Directory of cached features of the targets (`cache.TextFeatures`), or
@@ -120,6 +122,7 @@ class DataConfig:
         default_factory=lambda: {"caption": 1.0, "question": 1.0}
     )
     caption_levels: tuple[str, ...] = ()
+    caption_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     caption_query: tuple[str, ...] = ()
     text_features: str | None = None
     video_features: tuple[str, ...] = ()
@@ -157,8 +160,9 @@ class DataConfig:
             _check_type(key, value)
             if isinstance(value, list | tuple):
                 values[key] = _tuple(value)
-        if "tasks" in values:
-            values["tasks"] = {key: float(weight) for key, weight in values["tasks"].items()}
+        for key in ("tasks", "caption_weights"):
+            if key in values:
+                values[key] = {name: float(weight) for name, weight in values[key].items()}
         for key in ("masks", "images"):
             if key in values:
                 values[key] = _plain(values[key])
@@ -251,6 +255,11 @@ class DataConfig:
             "it must give weights of at least 0, one of them above, to 'caption' and 'question'",
         )
         demand(
+            all(weight > 0 for weight in self.caption_weights.values()),
+            "caption_weights",
+            "every weight must be above 0; data.caption_levels leaves levels out",
+        )
+        demand(
             self.cache == "none" or self.workers == 0,
             "workers",
             "with data.cache the frames lie ready, so it must be 0",
@@ -308,7 +317,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, Mapping | ml_collections.ConfigDict),
         "a section, such as {'sampler': 'multiblock'}",
     ),
-    "Mapping[str, float]": (_weights, "a weight for each task, such as {'caption': 1.0}"),
+    "Mapping[str, float]": (_weights, "weights by name, such as {'caption': 1.0}"),
 }
 _FIELDS = {field.name: str(field.type) for field in dataclasses.fields(DataConfig)}
 

@@ -35,6 +35,8 @@ from jepa.parallel import partition
 
 # Fields of the X-encoder that change what it computes and the shape of no parameter.
 _FUNCTION = ("heads", "rope", "positions", "table_grid", "pretrain_grid", "gelu")
+# Keys of its section that are no fields of the module.
+_NO_FIELDS = ("weights", "frozen", "learning_rate_factor", "cache_features", "cache_dtype")
 
 
 class VLJEPA:
@@ -55,14 +57,15 @@ class VLJEPA:
         self.param_dtype = jnp.promote_types(self.dtype, jnp.float32)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x_encoder = dict(self.model.x_encoder)
-        for key in ("weights", "frozen", "cache_features", "cache_dtype"):
+        for key in _NO_FIELDS:
             del x_encoder[key]
         x_encoder["taps"] = tuple(x_encoder["taps"])
         x_encoder["table_grid"] = tuple(x_encoder["table_grid"]) or None
         self.x_encoder = VideoTransformer(**x_encoder, **types)
         self.predictor = make_predictor(self.model, types)
         self.tower = text_towers.make(self.model.y_encoder, types)
-        self.head = SharedHead(self.model.shared_dim, **types)
+        has_head = self.model.y_encoder.head
+        self.head = SharedHead(self.model.shared_dim, **types) if has_head else None
         self.partition_table = self._partition_table()
         self.requirements = self._requirements()
 
@@ -71,35 +74,37 @@ class VLJEPA:
             *partition.prefixed("x_encoder", self.x_encoder.partition_table()),
             *partition.prefixed("predictor", self.predictor.partition_table()),
             *partition.prefixed("y_encoder/tower", self.tower.partition_table()),
-            *partition.prefixed("y_encoder/head", self.head.partition_table()),
         ]
+        if self.head is not None:
+            table += partition.prefixed("y_encoder/head", self.head.partition_table())
         return (*table, *self.loss.partition_table())
 
     def _requirements(self) -> Requirements:
-        y = self.model.y_encoder
+        x, y = self.model.x_encoder, self.model.y_encoder
         frozen = []
-        if self.model.x_encoder.frozen:
+        if x.frozen:
             frozen.append("x_encoder/.*")
         if self.model.predictor.frozen_table:
             frozen.append("predictor/table/.*")
         if y.frozen:
             frozen.append("y_encoder/tower/.*")
         frozen += self.loss.frozen()
-        return Requirements(
-            frozen=tuple(frozen),
-            learning_rate_groups=(
-                ("y_encoder/tower/.*", y.learning_rate_factor),
-                ("y_encoder/head/.*", y.head_learning_rate_factor),
-            ),
-        )
+        groups = [
+            ("x_encoder/.*", x.learning_rate_factor),
+            ("y_encoder/tower/.*", y.learning_rate_factor),
+        ]
+        if self.head is not None:
+            groups.append(("y_encoder/head/.*", y.head_learning_rate_factor))
+        return Requirements(frozen=tuple(frozen), learning_rate_groups=tuple(groups))
 
     def check(self, config: ConfigDict) -> None:
         """Checks what must fit the rest of the config, and that there is something to learn from.
 
         Raises:
           UserError: heads that the tensor axis does not divide, a text tower that is frozen at its
-            random initial values or gets another's tokens, features cached of an X-encoder that
-            trains, or a loss that cannot be (`PairedLoss.check`).
+            random initial values or gets another's tokens, one without a head whose width is not
+            that of the shared space, features cached of an X-encoder that trains, or a loss that
+            cannot be (`PairedLoss.check`).
         """
         x, y = config.model.x_encoder, config.model.y_encoder
         if x.cache_features and not x.frozen:
@@ -108,6 +113,12 @@ class VLJEPA:
                 "config.model.x_encoder.frozen to True, or cache_features to False"
             )
         text_towers.check(y, config.data)
+        if self.head is None and self.tower.width != config.model.shared_dim:
+            raise UserError(
+                f"config.model.shared_dim is {config.model.shared_dim}, and config.model.y_encoder."
+                f"head is False, which leaves the tower {y.tower!r} with {self.tower.width} "
+                "numbers; make them equal"
+            )
         tensor = config.mesh.tensor
         for name in ("x_encoder", "predictor"):
             heads = config.model[name].heads
@@ -158,12 +169,11 @@ class VLJEPA:
             "predictor": self.predictor.init(keys[1], tokens, query["ids"][:1], query["mask"][:1])[
                 "params"
             ],
-            "y_encoder": {
-                "tower": tower_params["params"],
-                "head": self.head.init(keys[3], features)["params"],
-            },
+            "y_encoder": {"tower": tower_params["params"]},
             **self.loss.learnt(self.param_dtype),
         }
+        if self.head is not None:
+            params["y_encoder"]["head"] = self.head.init(keys[3], features)["params"]
         return unfreeze(params), {}
 
     def _cell(self) -> jax.Array:
@@ -230,6 +240,8 @@ class VLJEPA:
     def target(self, params: Params, text: Batch) -> jax.Array:
         """Returns the embeddings `[B, S]` of answers."""
         features = self.text_features(params, text)
+        if self.head is None:
+            return features
         return _apply(self.head, params["y_encoder"]["head"], features)
 
     def represent(
@@ -307,7 +319,7 @@ class VLJEPA:
             visual_width=self.x_encoder.width,
             query_length=query_length,
         )
-        head = count.shared_head(self.head, self.tower.width)
+        head = 0.0 if self.head is None else count.shared_head(self.head, self.tower.width)
         total = clips * x_encoder * (1.0 if self.model.x_encoder.frozen else 3.0)
         total += pairs * 3.0 * (predictor + head)
         if "ids" in batch["text"]:

@@ -42,6 +42,7 @@ def default_model() -> ConfigDict:
                 # directory to start from (docs/weights.md); "" for a random start.
                 "weights": "",
                 "frozen": False,
+                "learning_rate_factor": 1.0,  # where it is trained
                 # Encode every training clip once, in `cache_dtype`, before the first step; for a
                 # frozen encoder and one view of each clip.
                 "cache_features": False,
@@ -79,6 +80,9 @@ def default_model() -> ConfigDict:
                 # Embed every training text once before the first step; for a frozen tower.
                 "cache_features": True,
                 "learning_rate_factor": 0.05,
+                # The linear map into the shared space; without it `shared_dim` is the tower's
+                # width, as where the paper compares losses.
+                "head": True,
                 "head_learning_rate_factor": 1.0,
                 # Sizes of the "transformer" tower; the others bring their own.
                 "vocab": 1024,

@@ -196,6 +196,18 @@ def test_tasks_by_weight(data):
     assert 0.1 < shares({"caption": 1.0, "question": 2.0}) < 0.6
 
 
+def test_captions_by_the_weight_of_their_level(data):
+    def share(**keys):
+        keys = config(data, tasks={"caption": 1.0}, frames=1, **keys)
+        (batch,) = take(make_train_loader(keys, global_batch=256, seed=0), 1)
+        return np.mean([target.endswith("moves") for target in words(data, batch["text"])])
+
+    assert share() == pytest.approx(1 / 4, abs=0.08)
+    assert share(caption_weights={"motion": 3.0}) == pytest.approx(3 / 6, abs=0.09)
+    # Two full captions, each at half the weight of the others.
+    assert share(caption_weights={"full": 0.5}) == pytest.approx(1 / 3, abs=0.09)
+
+
 def test_answers_belong_to_their_questions_and_captions_to_the_levels_allowed(data):
     keys = config(data, caption_levels=("motion",), frames=1)
     for batch in take(make_train_loader(keys, global_batch=16, seed=0), 3):

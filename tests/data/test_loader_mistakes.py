@@ -78,6 +78,8 @@ def test_nothing_but_unreadable_videos(tmp_path):
         ({"crop_scale": (0.5,)}, "crop_scale is .*two numbers"),
         ({"crop_ratio": 1.0}, "crop_ratio"),
         ({"caption_levels": (1,)}, "caption_levels"),
+        ({"caption_weights": {"full": 0.0}}, "caption_weights .* must be above 0"),
+        ({"caption_weights": ("full",)}, "caption_weights"),
         ({"mixture": (("a", 1.0, 2.0),)}, "mixture"),
         ({"mixture": ("a",)}, "mixture"),
         ({"mixture": (("a", "b"),)}, "mixture"),

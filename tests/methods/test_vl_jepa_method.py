@@ -11,6 +11,7 @@ from jepa.data.prefetch import put
 from jepa.errors import UserError
 from jepa.methods.vl_jepa import VLJEPA, default_loss, default_model
 from jepa.parallel import mesh as meshes
+from jepa.parallel import partition
 from jepa.training import config as configs
 from jepa.training import loop
 from jepa.training.optimizer import flatten
@@ -177,12 +178,30 @@ def test_frozen_parts_do_not_move_and_groups_scale_the_rate():
     assert 0.04 < ratio < 0.06
 
 
+def test_without_a_head_the_tower_s_features_are_the_target():
+    method = VLJEPA(tiny(**{"model.y_encoder.head": False, "model.shared_dim": 16}))
+    data = batch()
+    params, _ = method.init(jax.random.key(0), data)
+    assert params["y_encoder"].keys() == {"tower"}
+    np.testing.assert_array_equal(
+        method.target(params, data["text"]), method.text_features(params, data["text"])
+    )
+    assert [pattern for pattern, _ in method.requirements.learning_rate_groups] == [
+        "x_encoder/.*",
+        "y_encoder/tower/.*",
+    ]
+    partition.specs(method.partition_table, params)
+    with_head = VLJEPA(tiny(**{"model.shared_dim": 16}))
+    assert method.flops(data) < with_head.flops(data)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         ({"model.y_encoder.tower": "bert"}, "tower is 'bert'"),
         ({"mesh.tensor": 4}, "x_encoder.heads is 2"),
         ({"model.y_encoder.frozen": True}, "y_encoder.frozen is True"),
+        ({"model.y_encoder.head": False}, "shared_dim is 8, and .*head is False.*with 16 numbers"),
         ({f"loss.{t}": 0.0 for t in ("info_nce", "regression")}, "no term"),
     ],
 )
