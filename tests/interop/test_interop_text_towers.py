@@ -125,7 +125,7 @@ def test_spans_that_do_not_exist_are_refused():
         llama_files.span(content, (2, 5))
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_llama_comes_back_in_several_files_and_loads_without_a_warning(tmp_path, caplog, tied):
     theirs = text_models.llama(tied)
     params, fields, _ = made("llama", theirs, tmp_path, max_shard_size="20KB")
@@ -330,7 +330,7 @@ def test_published_configs_have_the_sizes_of_the_tables():
     assert numbers == 486_574_080 + VOCAB * 2048
 
 
-@pytest.mark.parametrize("form", ["published", "converted"])
+@pytest.mark.parametrize("form", ["converted", pytest.param("published", marks=pytest.mark.slow)])
 def test_what_was_trained_here_leaves_in_the_frame_of_what_it_began_as(
     tmp_path, caplog, form, gemma
 ):
