@@ -28,7 +28,11 @@ ABOUT, PARAMS = "model.json", "params"
 # what is copied on its way to the disk, some at a time.
 _CHUNK_BYTES = 16 * 2**20
 # A restore without shardings is meant: arrays then come as NumPy's. And one process writes.
-_NOISE = ("Sharding info not provided", "Skipping merge of OCDBT checkpoints")
+_NOISE = (
+    "Sharding info not provided",
+    "Skipping merge of OCDBT checkpoints",
+    "No jax.Array in TypeHandlerRegistry",
+)
 logging.getLogger("absl").addFilter(
     lambda record: not any(words in record.getMessage() for words in _NOISE)
 )

@@ -141,3 +141,18 @@ def table_2d(side, width):
         .reshape(1, -1, width)
         .float()
     )
+
+
+def stretched(table, made_for, grid):
+    """A table of some (tubelets, rows, columns), or of a square's side, on another grid."""
+    width = table.shape[-1]
+    if isinstance(made_for, int):
+        found = table.reshape(1, made_for, made_for, width).permute(0, 3, 1, 2)
+        if grid[1:] != (made_for, made_for):
+            found = F.interpolate(found, grid[1:], mode="bicubic")
+    else:
+        found = table.reshape(1, *made_for, width).permute(0, 4, 1, 2, 3)
+        if grid != made_for:
+            scales = [to / size for to, size in zip(grid, made_for, strict=True)]
+            found = F.interpolate(found, scale_factor=scales, mode="trilinear")
+    return found.flatten(2).transpose(1, 2)

@@ -9,6 +9,7 @@ import sys
 
 import hugging
 import jax
+import meta_torch as meta
 import numpy as np
 import pytest
 import torch
@@ -74,6 +75,56 @@ def test_converting_a_giant_takes_little_more_memory_than_it_has(tmp_path):
     assert set(before) == set(after)
     for name in before:
         assert before.read(name).tobytes() == after.read(name).tobytes()
+
+
+# Sizes whose heads the conversion knows by their width; side of the table of positions.
+META = {
+    "v_jepa": {"width": 1024, "depth": 24, "heads": 16, "patch": 16, "side": 14},
+    "i_jepa": {"width": 1280, "depth": 32, "heads": 16, "patch": 14, "side": 16},
+    "v_jepa_2_1": {"width": 768, "depth": 12, "heads": 12, "patch": 16},
+}
+
+
+@pytest.mark.parametrize("kind", META)
+def test_metas_sizes_are_the_same_function(kind, tmp_path):
+    """Two frames of a size that is no square and not the table's, for the encoder alone."""
+    size, g = META[kind], torch.Generator().manual_seed(0)
+    width, depth, heads, patch = (size[k] for k in ("width", "depth", "heads", "patch"))
+    cell = (patch, patch) if kind == "i_jepa" else (2, patch, patch)
+    parts = {"patch_embed.proj": meta.conv(width, *cell, generator=g)}
+    if kind == "v_jepa_2_1":
+        parts |= {f"norms_block.{i}": meta.norm(width, g) for i in range(4)}
+        parts["patch_embed_img.proj"] = meta.conv(width, 1, patch, patch, generator=g)
+    else:
+        parts["norm"] = meta.norm(width, g)
+    state = meta.named(parts) | meta.blocks("blocks", depth, width, 4 * width, g)
+    # As small as trained ones: attention that picks single tokens would blow up rounding.
+    state = {name: t * (0.2 if t.ndim > 1 else 1) for name, t in state.items()}
+    grid, tables = (1, 2, 3), {"v_jepa": meta.table_3d, "i_jepa": meta.table_2d}
+    if kind == "v_jepa_2_1":
+        state |= {f"{m}_mod_embed": torch.randn(1, 1, width, generator=g) for m in ("img", "video")}
+    else:
+        side = size["side"]
+        made_for = side if kind == "i_jepa" else (8, side, side)
+        state["pos_embed"] = tables[kind](made_for, width)
+    branch = "ema_encoder" if kind == "v_jepa_2_1" else "target_encoder"
+    torch.save({branch: meta.wrapped(state), "epoch": 1}, tmp_path / "published.pt")
+    convert.convert(kind, tmp_path / "published.pt", tmp_path / "converted")
+    encoder = VideoTransformer(**converted.about(tmp_path / "converted")["fields"]["encoder"])
+    params = converted.load(tmp_path / "converted", part="encoder")
+
+    shape = (1, 1 if kind == "i_jepa" else 2, grid[1] * patch, grid[2] * patch, 3)
+    video = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    x, places = meta.tokens_of(torch.tensor(video), state, "patch_embed.proj"), None
+    if kind == "v_jepa_2_1":
+        x = x + state["video_mod_embed"]
+        places = meta.places_of(torch.arange(6)[None], grid, 16)
+    else:
+        x = x + meta.stretched(state["pos_embed"], made_for, grid)
+    for i in range(depth):
+        x = meta.block(x, state, f"blocks.{i}", heads, places)
+    expected = meta.layer_norm(x, state, "norms_block.3" if kind == "v_jepa_2_1" else "norm")
+    hugging.assert_close(jax.jit(encoder.apply)({"params": params}, video), expected)
 
 
 def test_v_jepa_2_large_is_the_same_function(tmp_path):

@@ -133,7 +133,8 @@ def torch_encoder(kind, state, video, ids=None):
     if kind == "v_jepa_2_1":
         x = x + state["img_mod_embed" if image else "video_mod_embed"]
     if kind in ("v_jepa", "i_jepa"):
-        x = x + stretched(kind, state["pos_embed"], grid)
+        made_for = 3 if kind == "i_jepa" else (8, 3, 3)
+        x = x + meta.stretched(state["pos_embed"], made_for, grid)
     places, tiled = None, kind == "v_jepa_2"
     if kind in ("v_jepa_2", "v_jepa_2_1"):
         every = torch.arange(x.shape[1])[None]
@@ -146,20 +147,6 @@ def torch_encoder(kind, state, video, ids=None):
         return levels, meta.layer_norm(x, state, "norm")
     normed = [meta.layer_norm(levels[2 * i + 1], state, f"norms_block.{i}") for i in range(2)]
     return levels, torch.cat(normed, -1)
-
-
-def stretched(kind, table, grid):
-    """The table of 8 x 3 x 3 (or 3 x 3) cells on another grid, as the authors interpolate it."""
-    if kind == "i_jepa":
-        squares = table.reshape(1, 3, 3, WIDTH).permute(0, 3, 1, 2)
-        found = F.interpolate(squares, grid[1:], mode="bicubic") if grid[1:] != (3, 3) else squares
-        return found.flatten(2).transpose(1, 2)
-    cubes = table.reshape(1, 8, 3, 3, WIDTH).permute(0, 4, 1, 2, 3)
-    scales = [to / size for to, size in zip(grid, (8, 3, 3), strict=True)]
-    found = (
-        F.interpolate(cubes, scale_factor=scales, mode="trilinear") if grid != (8, 3, 3) else cubes
-    )
-    return found.flatten(2).transpose(1, 2)
 
 
 def clip(frames, rows, columns, seed=0):
