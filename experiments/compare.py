@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, train
+from experiments import cli, repeated, train
 from experiments.processes import Stages, Stopped, hint
 from jepa.data import storage
 from jepa.errors import UserError
@@ -31,10 +31,8 @@ from jepa.evaluation import probes_config, probes_results, results
 from jepa.training import phases
 from jepa.training import workdir as workdirs
 
-# --workdir and --devices are those of training.
+# --workdir and --devices are those of training, --seeds and --set those of `repeated`.
 RUNS = flags.DEFINE_multi_string("run", None, "NAME=CONFIG or NAME=CONFIG:ARGUMENT; one for each.")
-SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that each run is trained from.")
-SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for the config of every run.")
 MEASURES = flags.DEFINE_list("measures", ["linear", "knn"], "Probes to measure by.")
 WITHOUT = flags.DEFINE_list(
     "without", [], "Also measure on clips with this taken away: shuffled, single, blank."
@@ -103,8 +101,7 @@ def plan(
         if name in named:
             raise UserError(f"--run={run}: there is a run of that name already; give it another")
         named[name] = config
-    if not all(re.fullmatch(r"\d+", seed) for seed in seeds) or not seeds:
-        raise UserError(f"--seeds={','.join(seeds)}: give whole numbers")
+    repeated.check_seeds(seeds)
     made = []
     for seed in seeds:
         for name, config in named.items():
@@ -224,10 +221,10 @@ def main() -> int:
         known = ", ".join(probes_config.PROBES)
         raise UserError(f"--measures={','.join(MEASURES.value)}: give one or more of {known}")
     directory = Path(train.WORKDIR.value)
-    more = [f"--config.{pair}" for pair in SET.value]
+    more = [f"--config.{pair}" for pair in repeated.SET.value]
     if train.DEVICES.value is not None:
         more.append(f"--devices={train.DEVICES.value}")
-    runs = plan(RUNS.value or [], SEEDS.value, directory, more)
+    runs = plan(RUNS.value or [], repeated.seeds(["0"]), directory, more)
     stages = Stages()
     try:
         with stages.forwarding():
