@@ -16,6 +16,7 @@ with its 3.3 billion samples of pretraining and 3.6 with SFT.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -40,67 +41,78 @@ WEIGHTS = {
 }
 LAYERS = (8, 16)  # of Llama-3.2-1B's sixteen; table 7 (d) has it better with all, (0, 16)
 
+_ACTION100M: dict[str, Any] = {
+    "mixture": (("data/action100m", 1.0),),
+    # The set's four fields, detailed ones half as often. Captions of segments by PLM-3B are a fifth
+    # level, whose weight is not stated.
+    "caption_weights": {"detailed_action": 0.5, "detailed_caption": 0.5},
+}
+# By section, so that a flag can reach each: --config.phases[2].train.gradient_cache=True.
 STAGES: dict[str, dict[str, Any]] = {
     "stage_1": {
         "steps": 100_000,
-        "train.global_batch": 24_576,
-        "data.frames": 1,
-        # Not stated: how often each set is drawn. Here by their sizes.
-        "data.mixture": (("data/datacomp_1b", 0.93), ("data/yfcc100m", 0.07)),
+        "train": {"global_batch": 24_576},
+        "data": {
+            "frames": 1,
+            # Not stated: how often each set is drawn. Here by their sizes.
+            "mixture": (("data/datacomp_1b", 0.93), ("data/yfcc100m", 0.07)),
+        },
         # Not stated: whether there is a warm-up. New projections and a new head meet pretrained
         # towers, whose first gradients would be noise at the full rate.
-        "optimizer.warmup_steps": 2_000,
+        "optimizer": {"warmup_steps": 2_000},
     },
     "stage_2": {
         "steps": 60_000,
-        "train.global_batch": 12_288,
-        "data.frames": 8,
-        "data.mixture": (("data/action100m", 1.0),),
-        # The set's four fields, detailed ones half as often. Captions of segments by PLM-3B are a
-        # fifth level, whose weight is not stated.
-        "data.caption_weights": {"detailed_action": 0.5, "detailed_caption": 0.5},
+        "train": {"global_batch": 12_288},
+        "data": {"frames": 8, **_ACTION100M},
     },
     "stage_3": {
         "steps": 10_000,
-        # 3,072 examples four times, and one update.
-        "train.global_batch": 12_288,
-        "train.accumulate": 4,
-        # Not stated: what an example is compared with. Accumulation as it is commonly meant leaves
-        # it the 3,072 of its micro-batch; True compares with all 12,288 for one more forward pass.
-        "train.gradient_cache": False,
-        "data.frames": 32,
-        "data.mixture": (("data/action100m", 1.0),),
-        "data.caption_weights": {"detailed_action": 0.5, "detailed_caption": 0.5},
+        "train": {
+            # 3,072 examples four times, and one update.
+            "global_batch": 12_288,
+            "accumulate": 4,
+            # Not stated: what an example is compared with. Accumulation as it is commonly meant
+            # leaves it the 3,072 of its micro-batch; True compares with all 12,288 for one more
+            # forward pass.
+            "gradient_cache": False,
+        },
+        "data": {"frames": 32, **_ACTION100M},
         # Here the sources differ. v2 of the paper has the X-encoder frozen throughout; the summary
         # of the Action100M paper trains it in this stage, and the same headline row (52.5) stands
-        # in both papers. It has the stage's own rate, which for the X-encoder is not stated.
-        "model.x_encoder.frozen": False,
-        "model.x_encoder.cache_features": False,
-        "model.x_encoder.learning_rate_factor": 1.0,
+        # in both papers. It has the stage's own rate, which for the X-encoder is not stated. To
+        # stay with v2: frozen=True, and cache_features=True if there is room.
+        "model": {
+            "x_encoder": {"frozen": False, "cache_features": False, "learning_rate_factor": 1.0}
+        },
         # The X-encoder's moments begin here.
-        "optimizer.warmup_steps": 500,
+        "optimizer": {"warmup_steps": 500},
     },
     "sft": {
         "steps": 83_000,
-        "train.global_batch": 3_072,
-        # Not stated: frames, and whether the X-encoder is trained. The mix is mostly images, which
-        # stand still for a clip and cost as much as one; v2 calls the X-encoder frozen.
-        "data.frames": 8,
-        # Millions of examples; how much pretraining data is kept is not stated.
-        "data.mixture": (
-            ("data/plm_questions", 25.0),
-            ("data/plm_captions", 2.8),
-            ("data/plm_classes", 1.8),
-            ("data/action100m", 3.0),
-        ),
-        "data.tasks": {"caption": 1.0, "question": 1.0},
-        "data.query_length": 512,
-        "data.caption_query": (),  # those of each dataset
-        "optimizer.schedule": "cosine",
+        "train": {"global_batch": 3_072},
+        "data": {
+            # Not stated: frames, and whether the X-encoder is trained. The mix is mostly images,
+            # which stand still for a clip and cost as much as one; v2 calls the X-encoder frozen.
+            "frames": 8,
+            # Millions of examples; how much pretraining data is kept is not stated.
+            "mixture": (
+                ("data/plm_questions", 25.0),
+                ("data/plm_captions", 2.8),
+                ("data/plm_classes", 1.8),
+                ("data/action100m", 3.0),
+            ),
+            "tasks": {"caption": 1.0, "question": 1.0},
+            "query_length": 512,
+            "caption_query": (),  # those of each dataset
+        },
         # Not stated: the peak, the warm-up and the end.
-        "optimizer.learning_rate": 5e-5,
-        "optimizer.warmup_steps": 1_000,
-        "optimizer.final_factor": 0.0,
+        "optimizer": {
+            "schedule": "cosine",
+            "learning_rate": 5e-5,
+            "warmup_steps": 1_000,
+            "final_factor": 0.0,
+        },
     },
 }
 
@@ -124,8 +136,8 @@ def get_config(stage: str = "sft") -> ConfigDict:
     config.optimizer = _optimizer()
     config.train = default_train_config()
     config.train.update(log_every=100, save_every=1_000)
-    config.train.global_batch = STAGES["stage_1"]["train.global_batch"]
-    config.phases = tuple({"name": name, **STAGES[name]} for name in names)
+    config.train.global_batch = STAGES["stage_1"]["train"]["global_batch"]
+    config.phases = tuple({"name": name, **copy.deepcopy(STAGES[name])} for name in names)
     config.train.steps = sum(STAGES[name]["steps"] for name in names)
     config.evaluation = _evaluation()
     return config
@@ -133,8 +145,8 @@ def get_config(stage: str = "sft") -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = default_data_config()
-    data.mixture = STAGES["stage_1"]["data.mixture"]
-    data.frames = STAGES["stage_1"]["data.frames"]
+    data.mixture = STAGES["stage_1"]["data"]["mixture"]
+    data.frames = STAGES["stage_1"]["data"]["frames"]
     data.size = 256
     # Frames evenly over the clip. No augmentation is stated, so each clip has one view, and
     # features of it can be kept.

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections.config_flags import config_path
 
 from configs.vl_jepa import paper
 from jepa import methods
@@ -165,6 +166,21 @@ def test_a_stage_goes_on_where_the_one_before_ended():
             assert mine.config.to_json() == other.config.to_json()
     with pytest.raises(UserError, match="has no stage 'stage_4'"):
         paper.get_config("stage_4")
+
+
+def test_a_flag_reaches_a_stage():
+    config = paper.get_config("stage_3")
+    config_path.set_value("phases[2].train.gradient_cache", config, True)
+    config_path.set_value("phases[0].data.mixture", config, (("data/mine", 1.0),))
+    first, second, third = phases.plan(configs.resolve(config))
+    assert [x.config.train.gradient_cache for x in (first, second, third)] == [False, False, True]
+    assert first.config.data.mixture == (("data/mine", 1.0),)
+    assert second.config.data.caption_weights.to_dict() == {
+        "detailed_action": 0.5,
+        "detailed_caption": 0.5,
+    }
+    fresh = phases.plan(configs.resolve(paper.get_config("stage_3")))
+    assert not fresh[2].config.train.gradient_cache
 
 
 def test_the_config_describes_the_published_networks(stages, monkeypatch):
