@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,28 @@ def about(path: str | Path) -> dict[str, str]:
     return dict(open_tensors(locate(path)).metadata)
 
 
-def load_into(path: str | Path, wanted: Any, fields: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Finds the parameters of an encoder, which must be the one that a config describes.
+def parts(path: str | Path) -> tuple[str, ...]:
+    """Returns which networks a path of weights holds ("encoder", "predictor", ...).
+
+    Raises:
+      UserError: nothing usable is there.
+    """
+    return tuple(_networks(locate(path)))
+
+
+def load_into(
+    path: str | Path, wanted: Any, fields: Mapping[str, Any], key: str, *, part: str = ENCODER
+) -> dict[str, Any]:
+    """Finds the parameters of a network, which must be the one that a config describes.
 
     Args:
       path: as in `load`; or a directory as Hugging Face publishes it, or one that
         `experiments.convert` wrote in Meta's layout.
-      wanted: nested dict of what has the shapes of the encoder's parameters.
-      fields: those of the encoder that change what it computes and no shape; they are compared
+      wanted: nested dict of what has the shapes of the network's parameters.
+      fields: those of the network that change what it computes and no shape; they are compared
         with what is said beside the parameters.
       key: of the config that names the path, for the errors.
+      part: which network of several.
 
     Returns:
       A nested dict of `loading.Pending`, which are read when their place is known.
@@ -112,7 +125,11 @@ def load_into(path: str | Path, wanted: Any, fields: Mapping[str, Any], key: str
     Raises:
       UserError: nothing usable is there, or it is another network.
     """
-    said, found = _encoder(locate(path))
+    networks = _networks(locate(path))
+    if part not in networks:
+        raise UserError(f"{key}={path} holds {', '.join(networks)} and no {part}")
+    said, find = networks[part]
+    found = find()
     for name, value in fields.items():
         if name in said and said[name] != value:
             raise UserError(
@@ -135,20 +152,26 @@ def load_into(path: str | Path, wanted: Any, fields: Mapping[str, Any], key: str
     return found
 
 
-def _encoder(path: Path) -> tuple[Mapping[str, Any], loading.Tree]:
-    """Returns what is said of an encoder, and its parameters, to be read."""
+def _networks(path: Path) -> dict[str, tuple[Mapping[str, Any], Callable[[], loading.Tree]]]:
+    """Returns the networks in a path by name: what is said of each, and what finds its tensors."""
     if converted.is_converted(path):
-        said = converted.about(path)["fields"]
-        if ENCODER not in said:
-            raise UserError(f"{path} holds {', '.join(said)} and no encoder")
-        return said[ENCODER], converted.pending(path, ENCODER)
+        return {
+            name: (said, partial(converted.pending, path, name))
+            for name, said in converted.about(path)["fields"].items()
+        }
     tensors = open_tensors(path)
     if tensors.config is not None:
         plan = _published(path, tensors.config).plan_of(tensors)
-        return plan.fields[ENCODER], loading.pending(tensors, plan.layout)[ENCODER]
+        found = loading.pending(tensors, plan.layout)
+        return {
+            name: (said, partial(found.__getitem__, name)) for name, said in plan.fields.items()
+        }
     leaves = {name: layout.leaf(name, tensors.shape(name)) for name in tensors}
+    found = loading.pending(tensors, layout.Layout(leaves))
     said = tuples(json.loads(tensors.metadata.get("fields", "{}")))
-    return said, loading.pending(tensors, layout.Layout(leaves))
+    if tensors.metadata.get("part") == "":
+        return {name: (said.get(name, {}), partial(found.__getitem__, name)) for name in found}
+    return {ENCODER: (said, lambda: found)}
 
 
 def _published(path: Path, config: Mapping[str, Any]) -> registry.Model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def _infer(kind: str, tensors: Tensors, settings: Settings) -> Plan:
     if found.predictor is not None:
         # As many heads as the encoder.
         predictor = meta.predictor_fields(tensors, found.predictor, encoder["heads"])
-        predictor |= {"rope": "none", "positions": _FORMS[kind]}
+        predictor |= {"rope": "none", "positions": _FORMS[kind], "gelu": "exact"}
         predictor["mask_token_init"] = "normal" if flat else "zeros"
         config["predictor"] = predictor
     needed = ["encoder.heads", *(["predictor.heads"] if found.predictor else [])]
@@ -94,7 +95,8 @@ def _model(kind: str, says: str) -> Model:
         Config(config, kind, {})
         return _plan(config)
 
-    return Model(kind, says, plan, lambda tensors, settings: _infer(kind, tensors, settings))
+    infer = partial(_infer, kind)
+    return Model(kind, says, plan, infer, beside=("preprocessor_config.json",))
 
 
 V_JEPA = _model(_V_JEPA, "V-JEPA: encoder and predictor (L, H; .pt)")

@@ -24,6 +24,8 @@ from jepa.interop.registry import Model, Plan, Settings
 from jepa.interop.tensors import Tensors
 
 _TYPE = "vjepa2"
+# How clips are made ready, which goes with the weights.
+_BESIDE = ("video_preprocessor_config.json", "preprocessor_config.json")
 # The type's defaults, which a config.json may leave out.
 _DEFAULTS: Mapping[str, Any] = {
     "patch_size": 16,
@@ -129,6 +131,7 @@ def _predictor(config: Config, prefix: str) -> tuple[dict[str, Any], dict[str, L
         "heads": heads,
         "mlp_ratio": hidden / width,
         "rope": "tiled",
+        "positions": "none",
         "gelu": config.gelu("hidden_act"),
         "mask_tokens": tokens,
         "mask_token_init": "zeros" if config["pred_zero_init_mask_tokens"] else "normal",
@@ -296,9 +299,11 @@ MODEL = Model(
     _plan_model,
     _infer,
     _describe,
+    beside=_BESIDE,
 )
 CLASSIFIER = Model(
     "v_jepa_2_classifier",
     "V-JEPA 2 with an attentive probe: video classification",
     _plan_classifier,
+    beside=_BESIDE,
 )

@@ -73,7 +73,8 @@ def _infer(tensors: Tensors, settings: Settings) -> Plan:
     if found.predictor is not None:
         predictor = meta.predictor_fields(tensors, found.predictor, _PREDICTOR_HEADS)
         context = f"{found.predictor}predictor_proj_context.weight" in tensors
-        predictor |= {"rope": "rotation", "predicts_context": context}
+        predictor |= {"rope": "rotation", "positions": "none", "gelu": "exact"}
+        predictor["predicts_context"] = context
         predictor["modalities"] = f"{found.predictor}img_mod_embed" in tensors
         config["predictor"] = predictor
     needed = ["encoder.heads", "encoder.taps"]

@@ -18,6 +18,8 @@ def default_model() -> ConfigDict:
         {
             "encoder": default_encoder(tubelet=1, **fixed),
             "predictor": default_predictor(mask_tokens=1, mask_token_init="normal", **fixed),
+            # Published, converted or exported weights to start from.
+            "weights": "",
         }
     )
 

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from jepa.errors import UserError, check_keys
+from jepa.interop import parameters
 from jepa.losses.regression import KINDS, regression
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
 from jepa.methods.masked_batch import Mask, parts
@@ -33,6 +34,14 @@ from jepa.nn.norms import LayerNorm
 from jepa.nn.rotary import grid_positions
 from jepa.nn.views import Colours, colour_clips
 from jepa.parallel import partition
+
+# Fields of a network that change what it computes and the shape of no parameter.
+_FUNCTION = ("heads", "rope", "positions", "pretrain_grid", "taps", "gelu")
+
+
+def function_of(network: Any) -> dict[str, Any]:
+    """Returns the fields that weights of a network must agree with beside its shapes."""
+    return {name: getattr(network, name) for name in _FUNCTION if hasattr(network, name)}
 
 
 def default_encoder(**values: Any) -> ConfigDict:
@@ -209,8 +218,31 @@ class MaskedPrediction:
         return {"encoder": encoder, "predictor": unfreeze(predictor["params"])}, {}
 
     def pretrained(self) -> Mapping[str, Any]:
-        """Nothing: these methods start from random weights."""
-        return {}
+        """The weights that `config.model.weights` names: of the encoder, and the predictor if any.
+
+        UserError where they are of other networks than the config's.
+        """
+        path, key = self.model.get("weights", ""), "config.model.weights"
+        if not path:
+            return {}
+        there, wanted = parameters.parts(path), self._shapes()
+        networks = {"encoder": self.encoder, "predictor": self.predictor}
+        return {
+            name: parameters.load_into(path, wanted[name], function_of(network), key, part=name)
+            for name, network in networks.items()
+            if name == "encoder" or name in there
+        }
+
+    def _shapes(self) -> dict[str, Any]:
+        """Shapes of all parameters, which the smallest clip tells."""
+        side, frames, key = self.encoder.patch, self.encoder.tubelet, jax.random.key(0)
+        cell, ids = jnp.zeros((1, frames, side, side, 3)), jnp.zeros((1, 1), jnp.int32)
+        seen = jnp.zeros((1, 1, width_of(self.encoder)))
+        places = self.places((frames, side, side))
+        return {
+            "encoder": jax.eval_shape(self.encoder.init, key, cell)["params"],
+            "predictor": jax.eval_shape(self.predictor.init, key, seen, ids, ids, places)["params"],
+        }
 
     def places(self, size: tuple[int, ...]) -> jax.Array:
         """Frame, row and column `[3, N]` of every token of a clip of `(T, H, W)`."""

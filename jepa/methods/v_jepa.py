@@ -24,6 +24,8 @@ def default_model() -> ConfigDict:
             "encoder": default_encoder(**fixed),
             "predictor": default_predictor(**fixed),
             "augment": default_augment(),
+            # Published, converted or exported weights to start from.
+            "weights": "",
         }
     )
 

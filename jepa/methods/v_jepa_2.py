@@ -24,6 +24,8 @@ def default_model() -> ConfigDict:
             "encoder": default_encoder(),
             "predictor": default_predictor(),
             "augment": default_augment(),
+            # Published, converted or exported weights to start from.
+            "weights": "",
         }
     )
 

@@ -37,6 +37,7 @@ from jepa.methods.masked_prediction import (
     default_augment,
     default_encoder,
     default_predictor,
+    function_of,
     mean,
 )
 from jepa.methods.v_jepa_2 import check_rope
@@ -57,7 +58,15 @@ def default_model() -> ConfigDict:
     encoder.taps = (2, 3, 5, 6)
     encoder.image_tokenizer = True
     predictor = default_predictor(mask_tokens=3)
-    return ConfigDict({"encoder": encoder, "predictor": predictor, "augment": default_augment()})
+    return ConfigDict(
+        {
+            "encoder": encoder,
+            "predictor": predictor,
+            "augment": default_augment(),
+            # Published, converted or exported weights to start from.
+            "weights": "",
+        }
+    )
 
 
 def default_loss() -> ConfigDict:
@@ -206,7 +215,7 @@ def default_distillation() -> ConfigDict:
     """The `model` section of `Distillation`: that of `VJEPA21` for the last layer, and `teacher`.
 
     `teacher` has the fields of an encoder, as it was trained, and `weights`: a file of its
-    parameters (`jepa.interop.parameters`), as `experiments.export` writes them.
+    parameters, as `experiments.export` writes them, or a published or converted checkpoint.
     """
     model = default_model()
     model.encoder.taps = ()
@@ -281,8 +290,13 @@ class Distillation(VJEPA21):
         return {**params, "teacher": teacher}, state
 
     def pretrained(self) -> Mapping[str, Any]:
-        """The teacher's weights."""
-        return {"teacher": parameters.load(self.weights)}
+        """The teacher's weights, and the student's if the config names any."""
+        side, frames = self.teacher.patch, self.teacher.tubelet
+        cell = jnp.zeros((1, frames, side, side, 3))
+        wanted = jax.eval_shape(self.teacher.init, jax.random.key(0), cell)["params"]
+        key, fields = "config.model.teacher.weights", function_of(self.teacher)
+        teacher = parameters.load_into(self.weights, wanted, fields, key)
+        return {**super().pretrained(), "teacher": teacher}
 
     def goal(self, params: Params, target_params: Params | None, video: jax.Array) -> jax.Array:
         """The teacher's last layer, normalised."""

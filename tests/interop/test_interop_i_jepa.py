@@ -33,6 +33,7 @@ def model(tmp_path_factory):
     theirs.embeddings.position_embeddings.data = meta.table_2d(ROWS, WIDTH)
     directory = tmp_path_factory.mktemp("i_jepa")
     theirs.save_pretrained(directory / "published")
+    (directory / "published" / "preprocessor_config.json").write_text("{}")
     convert.convert("i_jepa", directory / "published", directory / "converted")
     return theirs, directory
 
@@ -55,6 +56,7 @@ def test_round_trip(model, tmp_path, caplog):
     theirs, directory = model
     convert.convert("i_jepa", directory / "converted", tmp_path / "back")
     assert hugging.tensors(tmp_path / "back") == hugging.tensors(directory / "published")
+    assert (tmp_path / "back" / "preprocessor_config.json").read_text() == "{}"
     with hugging.silent(caplog):
         again = IJepaModel.from_pretrained(tmp_path / "back")
     for name, tensor in theirs.state_dict().items():
