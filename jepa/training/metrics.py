@@ -158,7 +158,7 @@ def overview(params: Mapping[str, Any]) -> str:
 
 def count(params: Mapping[str, Any]) -> int:
     """Returns the number of parameters."""
-    return parameter_overview.count_parameters(params)
+    return int(parameter_overview.count_parameters(params))
 
 
 def trainable(params: Mapping[str, Any], frozen: Sequence[str]) -> str:
