@@ -68,11 +68,13 @@ def test_a_config_is_refused():
 def encoder_of_world():
     config = configs.resolve(world.get_config())
     method = methods.from_config(config)
-    clip = np.zeros((1, 4, 8, 8, 3), np.float32)
+    encoder = config.model.encoder
+    size = encoder.patch
+    clip = np.zeros((1, encoder.tubelet, size, size, 3), np.float32)
     shapes = jax.eval_shape(method.encoder.init, jax.random.key(0), clip)["params"]
     rng = np.random.default_rng(0)
     tree = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
-    return tree, workdir.plain(config.model.encoder)
+    return tree, workdir.plain(encoder)
 
 
 def vl_jepa(path, **overrides):
@@ -96,8 +98,8 @@ def test_the_encoder_of_the_pretraining_drops_in(tmp_path):
     [
         ({"model.x_encoder.heads": 4}, "heads"),
         ({"model.x_encoder.rope": "tiled"}, "rope"),
-        ({"model.x_encoder.positions": "none"}, "positions"),
-        ({"model.x_encoder.patch": 16}, "patches/kernel"),
+        ({"model.x_encoder.positions": "sincos"}, "positions"),
+        ({"model.x_encoder.patch": 8}, "patches/kernel"),
     ],
 )
 def test_weights_of_another_encoder_are_named(tmp_path, overrides, words):
