@@ -106,6 +106,7 @@ STAGES: dict[str, dict[str, Any]] = {
             "query_length": 512,
             "caption_query": (),  # those of each dataset
         },
+        "model": {"x_encoder": {"frozen": True}},
         # Not stated: the peak, the warm-up and the end.
         "optimizer": {
             "schedule": "cosine",
