@@ -53,9 +53,9 @@ GROUPS: Mapping[str, tuple[Row, ...]] = {
         Row("l2", "L2", "L2", (13.5, 11.7, 43.7)),
     ),
     "(d) layers of the predictor": (
-        Row("depth_1", "1", "2 (0 to 2)", (24.3, 27.8, 40.1)),
-        Row("depth_2", "2", "4 (0 to 4)", (25.1, 28.9, 43.6)),
-        Row("depth_4", "4", "8 (0 to 8)", (27.2, 29.3, 43.4)),
+        Row("depth_1", "1 layer", "2 (0 to 2)", (24.3, 27.8, 40.1)),
+        Row("depth_2", "2 layers", "4 (0 to 4)", (25.1, 28.9, 43.6)),
+        Row("depth_4", "4 layers", "8 (0 to 8)", (27.2, 29.3, 43.4)),
     ),
     "(d) what the predictor sees": (
         Row("depth_2", "both ways", "both ways (8 to 16)", (27.3, 30.2, 42.5)),
