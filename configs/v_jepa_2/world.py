@@ -57,13 +57,13 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.schedule = "wsd"
-    config.optimizer.decay_steps = 200
+    config.optimizer.decay_steps = 160
 
     config.ema = default_ema_config()
     config.ema.update(momentum=0.998, final_momentum=0.998)
 
     config.train = default_train_config()
-    config.train.steps = 1000
+    config.train.steps = 800
     config.train.global_batch = 64
     config.train.log_every = 20
     config.train.save_every = 250
