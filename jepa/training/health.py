@@ -68,7 +68,9 @@ def measure(outputs: Outputs, key: jax.Array) -> dict[str, jax.Array]:
         pooled[name] = jnp.mean(tokens, axis=1, dtype=jnp.promote_types(tokens.dtype, jnp.float32))
         if name.startswith(_PLACES) and tokens.shape[1] > 1:
             few = _spread(_spread(tokens, CLIPS), TOKENS, axis=1)
-            within = jax.vmap(embedding_health)(few)
+            # One after the other: jaxlib's CPU kernel for a batch of matrices waits, in a thread of
+            # its pool, for other threads of the pool. With a device for each thread all wait.
+            within = jax.lax.map(embedding_health, few)
             found |= {f"{name}/tokens/{which}": jnp.mean(x) for which, x in within.items()}
     for name, rows in pooled.items():
         rows = _spread(rows, EXAMPLES)

@@ -1,4 +1,5 @@
 import json
+import re
 
 import jax
 import jax.monitoring
@@ -168,3 +169,17 @@ def test_clips_alike_and_places_alike():
         np.testing.assert_allclose(
             found[f"global/examples/{measure}"], found[f"features/examples/{measure}"], rtol=1e-3
         )
+
+
+def test_no_program_asks_lapack_for_several_matrices_at_once():
+    # On CPU such a call waits in a thread of the pool for other threads of the pool: with as many
+    # devices as threads, for ever (jaxlib 0.10.2).
+    outputs = Outputs(
+        tokens={"target/a": jnp.ones((16, 8, 4))}, pooled={"features": jnp.ones((16, 4))}
+    )
+    text = jax.jit(health.measure).lower(outputs, jax.random.key(0)).as_text()
+    calls = [line for line in text.splitlines() if "lapack_" in line]
+    assert calls
+    for line in calls:
+        shapes = re.findall(r"tensor<((?:\d+x)+)f", line.split(" : ")[-1])
+        assert shapes and all(shape.count("x") <= 2 for shape in shapes), line
