@@ -7,6 +7,7 @@ in that one's place keeps it out. TensorBoard events come from tensorboardX behi
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -153,7 +154,9 @@ class Means:
 
 def overview(params: Mapping[str, Any]) -> str:
     """Returns a table of the parameters: name, shape, dtype, size; and their number."""
-    return parameter_overview.get_parameter_overview(params, include_stats=False)
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    # clu takes a scalar for 1.0 numbers, and all of them with it.
+    return re.sub(r"(?<=\d)\.0(?= --| bytes)", "", table)
 
 
 def count(params: Mapping[str, Any]) -> int:

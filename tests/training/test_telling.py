@@ -50,6 +50,9 @@ def test_tensorflow_is_never_imported():
 def test_overview_and_count():
     params = {"a": {"kernel": np.zeros((2, 3), np.float32)}}
     assert "a/kernel" in metrics.overview(params)
+    with_scalar = {**params, "temperature": np.zeros(())}
+    total = metrics.overview(with_scalar).splitlines()[-1]
+    assert total.startswith(f"Total: {metrics.count(with_scalar)} -- ") and "." not in total
     assert metrics.count(params) == 6
 
 
