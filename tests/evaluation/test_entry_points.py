@@ -112,6 +112,8 @@ def test_signals_reach_the_stage_and_end_the_run(stage, tmp_path, number):
         wait_for(tmp_path / "ready")
         os.kill(os.getpid(), number)
 
+    # Under nohup the tests themselves would inherit that it is ignored.
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     stages, before = quickstart.Stages(), signal.getsignal(number)
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -124,6 +126,7 @@ def test_signals_reach_the_stage_and_end_the_run(stage, tmp_path, number):
     sent = signal.SIGTERM if number == signal.SIGHUP else number
     assert (tmp_path / "saved").read_text() == signal.Signals(sent).name
     assert signal.getsignal(number) is before
+    signal.signal(signal.SIGHUP, hangup)
 
 
 def test_nohup_stays_in_force():

@@ -72,6 +72,7 @@ def losses(tmp_path, *arguments):
     return path, {item["name"]: item for item in found}
 
 
+@pytest.mark.slow
 def test_contrastive_losses_are_compared_with_the_full_matrix(tmp_path):
     _, found = losses(tmp_path, "--parts=infonce,gradient_cache")
     for transport in ("ring", "all_gather"):
@@ -134,6 +135,7 @@ def test_sigreg_is_compared_with_torch_and_its_share_is_counted(tmp_path, capsys
     assert any("share of a train step: time | not measured |" in line for line in table)
 
 
+@pytest.mark.slow
 def test_the_share_is_measured_where_it_can_be():
     percent, *seconds = child.call("tests.experiments.in_a_child:share_of_a_step", {})
     assert percent["unit"] == "%" and percent["value"] < 100

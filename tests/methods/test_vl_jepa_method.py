@@ -100,8 +100,9 @@ def reference():
         (2, {}),
         (4, {}),
         (8, {}),
-        (2, {"mesh.fsdp": 2}),
-        (2, {"mesh.tensor": 2}),
+        # Both axes are in the last one too.
+        pytest.param(2, {"mesh.fsdp": 2}, marks=pytest.mark.slow),
+        pytest.param(2, {"mesh.tensor": 2}, marks=pytest.mark.slow),
         (8, {"mesh.fsdp": 2, "mesh.tensor": 2}),
     ],
     ids=str,
