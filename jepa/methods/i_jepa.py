@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from jepa.methods.masked_prediction import MaskedPrediction, default_encoder, default_predictor
+from jepa.methods.masked_model import default_encoder, default_predictor
+from jepa.methods.masked_prediction import MaskedPrediction
 
 
 def default_model() -> ConfigDict:

@@ -10,7 +10,6 @@ blocks of a mask, Kt tokens of each, D width, F numbers of a target (D times the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from jepa.errors import UserError, check_keys
 from jepa.interop import parameters
@@ -42,58 +40,6 @@ _FUNCTION = ("heads", "rope", "positions", "pretrain_grid", "taps", "gelu")
 def function_of(network: Any) -> dict[str, Any]:
     """Returns the fields that weights of a network must agree with beside its shapes."""
     return {name: getattr(network, name) for name in _FUNCTION if hasattr(network, name)}
-
-
-def default_encoder(**values: Any) -> ConfigDict:
-    """Fields of `VideoTransformer` that a config may set, for a small model of 64-pixel clips."""
-    section = ConfigDict(
-        {
-            "patch": 8,
-            "tubelet": 2,
-            "width": 192,
-            "depth": 6,
-            "heads": 4,
-            "mlp_ratio": 4.0,
-            "rope": "rotation",
-            "positions": "none",
-            "pretrain_grid": placeholder(int),
-            "gelu": "exact",
-            "remat": "none",
-        }
-    )
-    section.update(values)
-    return section
-
-
-def default_predictor(**values: Any) -> ConfigDict:
-    """Fields of `MaskPredictor` that a config may set, for a small model."""
-    section = ConfigDict(
-        {
-            "width": 96,
-            "depth": 3,
-            "heads": 4,
-            "mlp_ratio": 4.0,
-            "rope": "rotation",
-            "positions": "none",
-            "gelu": "exact",
-            "mask_tokens": 2,
-            "mask_token_init": "zeros",
-            "remat": "none",
-        }
-    )
-    section.update(values)
-    return section
-
-
-def default_augment(**values: Any) -> ConfigDict:
-    """How the colours of clips are moved on the device (`jepa.nn.views.Colours`): not at all.
-
-    The frames of a clip share one draw, context and targets see the same clip. None of the papers
-    moves colours; crops and mirrors are the loader's (`data.crop`, `data.flip`).
-    """
-    section = ConfigDict(dataclasses.asdict(Colours()))
-    section.update(values)
-    return section
 
 
 class MaskedPrediction:

@@ -9,12 +9,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from jepa.errors import UserError
-from jepa.methods.masked_prediction import (
-    MaskedPrediction,
-    default_augment,
-    default_encoder,
-    default_predictor,
-)
+from jepa.methods.masked_model import default_augment, default_encoder, default_predictor
+from jepa.methods.masked_prediction import MaskedPrediction
 
 
 def default_model() -> ConfigDict:

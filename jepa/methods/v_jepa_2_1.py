@@ -30,16 +30,8 @@ from jepa.losses.dense import distance_to_masked, ramp
 from jepa.losses.regression import regression
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
 from jepa.methods.masked_batch import IMAGES, Mask
-from jepa.methods.masked_prediction import (
-    MaskedPrediction,
-    apply,
-    at,
-    default_augment,
-    default_encoder,
-    default_predictor,
-    function_of,
-    mean,
-)
+from jepa.methods.masked_model import default_augment, default_encoder, default_predictor
+from jepa.methods.masked_prediction import MaskedPrediction, apply, at, function_of, mean
 from jepa.methods.v_jepa_2 import check_rope
 from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.vit import VideoTransformer
