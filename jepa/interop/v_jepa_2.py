@@ -208,17 +208,7 @@ def _infer(tensors: Tensors, settings: Settings) -> Plan:
         "model_type": _TYPE,
         "crop_size": _DEFAULTS["crop_size"],
         "frames_per_clip": _DEFAULTS["frames_per_clip"],
-        "hidden_size": encoder["width"],
-        "num_hidden_layers": encoder["depth"],
-        "num_attention_heads": encoder["heads"],
-        "mlp_ratio": encoder["mlp_ratio"],
-        "patch_size": encoder["patch"],
-        "tubelet_size": encoder["tubelet"],
-        "pred_hidden_size": predictor["width"],
-        "pred_num_hidden_layers": predictor["depth"],
-        "pred_num_attention_heads": predictor["heads"],
-        "pred_mlp_ratio": predictor["mlp_ratio"],
-        "pred_num_mask_tokens": predictor["mask_tokens"],
+        **_sizes(encoder, predictor),
     }
     content = meta.settle(content, settings, ["num_attention_heads"])
     plan = _plan_model(content)
@@ -258,6 +248,23 @@ def _plan_classifier(content: Mapping[str, Any]) -> Plan:
     return _plan(content, made)
 
 
+def _sizes(encoder: Mapping[str, Any], predictor: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of both networks as `config.json` names them."""
+    return {
+        "hidden_size": encoder["width"],
+        "num_hidden_layers": encoder["depth"],
+        "num_attention_heads": encoder["heads"],
+        "mlp_ratio": encoder["mlp_ratio"],
+        "patch_size": encoder["patch"],
+        "tubelet_size": encoder["tubelet"],
+        "pred_hidden_size": predictor["width"],
+        "pred_num_hidden_layers": predictor["depth"],
+        "pred_num_attention_heads": predictor["heads"],
+        "pred_mlp_ratio": predictor["mlp_ratio"],
+        "pred_num_mask_tokens": predictor["mask_tokens"],
+    }
+
+
 def _describe(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The `config.json` of a run's networks."""
     encoder, predictor = fields["encoder"], fields["predictor"]
@@ -278,17 +285,7 @@ def _describe(fields: Mapping[str, Any]) -> dict[str, Any]:
         "crop_size": None,
         "frames_per_clip": _DEFAULTS["frames_per_clip"],
         "hidden_act": {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}[encoder["gelu"]],
-        "hidden_size": encoder["width"],
-        "num_hidden_layers": encoder["depth"],
-        "num_attention_heads": encoder["heads"],
-        "mlp_ratio": encoder["mlp_ratio"],
-        "patch_size": encoder["patch"],
-        "tubelet_size": encoder["tubelet"],
-        "pred_hidden_size": predictor["width"],
-        "pred_num_hidden_layers": predictor["depth"],
-        "pred_num_attention_heads": predictor["heads"],
-        "pred_mlp_ratio": predictor["mlp_ratio"],
-        "pred_num_mask_tokens": predictor["mask_tokens"],
+        **_sizes(encoder, predictor),
         "pred_zero_init_mask_tokens": predictor["mask_token_init"] == "zeros",
     }
 
