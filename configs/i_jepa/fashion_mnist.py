@@ -1,4 +1,4 @@
-"""I-JEPA on Fashion-MNIST, in 20 minutes on two CPU cores.
+"""I-JEPA on Fashion-MNIST, in some ten minutes on one CPU core.
 
     python -m experiments.train --config=configs/i_jepa/fashion_mnist.py --workdir=runs/fashion
 

@@ -1,4 +1,4 @@
-"""LeJEPA on Fashion-MNIST, in 20 minutes on two CPU cores.
+"""LeJEPA on Fashion-MNIST, in some ten minutes on one CPU core.
 
     python -m experiments.train --config=configs/lejepa/fashion_mnist.py --workdir=runs/fashion
     python -m experiments.train --config=configs/lejepa/fashion_mnist.py:vicreg --workdir=runs/v
@@ -50,8 +50,8 @@ def get_config(kind: str = "lejepa") -> ConfigDict:
     config.model.feature_layers = 2  # 256 numbers
     # Grey pictures: no colours, and no blur, of which 28 pixels have enough.
     plain = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarise": 0.0}
-    # Equal views, as in the authors' minimal recipe: beside two global ones, small crops of so few
-    # pixels are often black and nothing else, and at equal time they teach less.
+    # Equal views, as in the authors' minimal recipe: small crops of so few pixels are often black
+    # and nothing else.
     views = 2 if kind == "barlow_twins" else 4
     config.model.global_views.update(plain, count=views, size=28, scale=(0.3, 1.0))
     config.model.local_views.update(plain, count=0)
