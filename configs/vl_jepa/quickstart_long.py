@@ -20,8 +20,8 @@ from configs.vl_jepa import quickstart
 from jepa.errors import UserError
 
 # Steps of each training, so that those of `random_frozen`, those of `joint`, and those of the two
-# phases with the pretraining's (`train.steps` of configs/v_jepa_2/world.py) take about equally long;
-# docs/results.md has the seconds.
+# phases with the pretraining's (`train.steps` of configs/v_jepa_2/world.py) take equally long,
+# within a tenth; docs/results.md has the seconds.
 STEPS = {"frozen": 400, "unfrozen": 120, "random_frozen": 1800, "joint": 870}
 COMPARISONS = ("random_frozen", "joint")
 
