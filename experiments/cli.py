@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from jepa.errors import UserError
+from jepa.errors import Stalled, UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -44,7 +44,23 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and exit the process with its code (None is 0)."""
     follow_parent()
-    sys.exit(exit_code(main))
+    stalled = False
+
+    def watched() -> int | None:
+        nonlocal stalled
+        try:
+            return main()
+        except Stalled:
+            stalled = True
+            raise
+
+    code = exit_code(watched)
+    if stalled:
+        # Python would wait for the thread that hangs. Child processes end with their parent.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_absl(main: Callable[[], int | None]) -> NoReturn:

@@ -15,6 +15,13 @@ class UserError(Exception):
     """
 
 
+class Stalled(UserError):
+    """Something outside of the library keeps a thread waiting for ever.
+
+    Nothing can end such a thread, so an entry point leaves without waiting for it.
+    """
+
+
 def check_known(section: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Checks that the keys `given` in a section of the config are all `known`.
 

@@ -7,7 +7,7 @@ length, L text length, F features of a text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,6 +106,20 @@ def _take(items: list[Any], uniform: float, weights: Sequence[float] = ()) -> An
     return items.pop(min(index, len(items) - 1))
 
 
+class Made(NamedTuple):
+    """A host batch, and what became of the records that it was to be made of.
+
+    Attributes:
+        batch: The streams.
+        keys: The record in each row, stand-ins included; with several datasets `number:key`.
+        unreadable: {`dataset number:record number`: reason} of those that could not be decoded.
+    """
+
+    batch: dict[str, Any]
+    keys: list[str]
+    unreadable: dict[str, str]
+
+
 class Assembler:
     """Host batches as a pure function of (seed, positions, picks); picklable."""
 
@@ -125,9 +139,7 @@ class Assembler:
         self._queries = list(caption_queries)
         self._seed = seed
 
-    def __call__(
-        self, positions: np.ndarray, sets: np.ndarray, numbers: np.ndarray
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    def __call__(self, positions: np.ndarray, sets: np.ndarray, numbers: np.ndarray) -> Made:
         """Make the batch of B samples.
 
         A record that cannot be decoded is replaced by another of its dataset, drawn by a hash of
@@ -137,9 +149,6 @@ class Assembler:
             positions: int64 [B], places in the global order.
             sets: int [B], which dataset.
             numbers: int [B], which record of it.
-
-        Returns:
-            The batch, and the unreadable records: {`dataset number:record number`: reason}.
 
         Raises:
             UserError: a record has no text or no label where they are asked for, or replacements
@@ -181,7 +190,16 @@ class Assembler:
             made["label"] = self._labels(self.labels, records, sets, numbers)
         if self.masks is not None:
             made["masks"] = self.masks.sample(self._seed, positions)
-        return made, unreadable
+        return Made(made, self._keys(records, sets, numbers), unreadable)
+
+    def _keys(self, records: Sequence[Any], sets: np.ndarray, numbers: np.ndarray) -> list[str]:
+        keys = [
+            str(number) if record is None else record.key
+            for record, number in zip(records, numbers.tolist(), strict=True)
+        ]
+        if len(self.clips) == 1:
+            return keys
+        return [f"{which}:{key}" for which, key in zip(sets.tolist(), keys, strict=True)]
 
     def _labels(
         self, labels: Labels, records: Sequence[Any], sets: np.ndarray, numbers: np.ndarray

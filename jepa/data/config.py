@@ -89,6 +89,8 @@ class DataConfig:
             altogether when the clips are cached; on hosts with many cores raise `workers` first.
         frame_control: Takes information out of the video, for comparisons: "single" repeats one
             random frame, "shuffled" permutes the frames, "blank" leaves mid-grey.
+        timeout: Seconds that a step waits for a batch before the run ends with an error; a disk
+            or a worker process that hangs would otherwise keep it for ever.
         max_bad_fraction: Share of records that may be unreadable before loading stops.
         images: A second set, of images, whose batches are the stream `images` (V-JEPA 2.1): {"path"
             or "mixture", "batch": images of a global batch, and what shall differ from the clips'
@@ -130,6 +132,7 @@ class DataConfig:
     workers: int = 0
     threads: int = 0
     frame_control: str = "none"
+    timeout: float = 900.0
     max_bad_fraction: float = 0.01
     images: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -241,6 +244,7 @@ class DataConfig:
         weights = [weight for _, weight in self.mixture]
         demand(all(weight > 0 for weight in weights), "mixture", "every weight must be above 0")
         demand(self.fps is None or self.fps > 0, "fps", "it must be above 0, or None")
+        demand(self.timeout > 0, "timeout", "it must be above 0")
         demand(self.pixels == "rgb" or self.size % 2 == 0, "size", "yuv420 needs an even one")
         low, high = self.crop_scale
         demand(0 < low <= high <= 1, "crop_scale", "it must be (low, high) in (0, 1]")

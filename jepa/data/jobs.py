@@ -44,7 +44,7 @@ def run_jobs(
     pool = concurrent.futures.ProcessPoolExecutor(
         min(processes, len(jobs)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        initializer=start_worker,
     )
     try:
         for done in concurrent.futures.as_completed([pool.submit(function, job) for job in jobs]):
@@ -59,7 +59,8 @@ def run_jobs(
         _end(pool)
 
 
-def _start_worker() -> None:
+def start_worker(index: int = 0, count: int = 1) -> None:
+    """Let a new worker process end with its parent, and with nothing else."""
     # Ctrl-C reaches the whole group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()

@@ -58,11 +58,13 @@ class JointLoader:
 
     Attributes:
         element_spec: of both.
+        timeout: of the clips.
     """
 
     def __init__(self, clips: Any, images: Any):
         self._clips, self._images = clips, images
         self.element_spec = {**clips.element_spec, STREAM: images.element_spec}
+        self.timeout: float = clips.timeout
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self
@@ -90,6 +92,13 @@ class JointLoader:
         """As `TrainLoader.unreadable`, of both."""
         named = {f"{STREAM}:{key}": reason for key, reason in self._images.unreadable.items()}
         return {**self._clips.unreadable, **named}
+
+    def record_keys(self) -> list[str]:
+        """As `TrainLoader.record_keys`, of the clips and then of the images."""
+        return [
+            *self._clips.record_keys(),
+            *(f"{STREAM}:{key}" for key in self._images.record_keys()),
+        ]
 
     def state(self) -> dict[str, Any]:
         """JSON that `restore` goes on from."""

@@ -1,4 +1,6 @@
-"""Train batches in an order that depends on (seed, step) alone. The one module that imports Grain.
+"""Train batches in an order that depends on (seed, step) alone.
+
+This module and `order` are those that import Grain.
 
 Grain gives the global order (shuffle, repeat, mix), the threads and the worker processes. The batch
 at step k is made of positions k B .. k B + B - 1 of that order; each host makes a contiguous part
@@ -18,13 +20,13 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from jepa import hashing
 from jepa.data import assemble, sources
-from jepa.data.assemble import Assembler
+from jepa.data.assemble import Assembler, Made
 from jepa.data.clips import Clips, View, check_unreadable
 from jepa.data.config import DataConfig
+from jepa.data.jobs import start_worker
 from jepa.data.joint import JointLoader, images_config
-from jepa.data.sampling import Purpose
+from jepa.data.order import ENDLESS, Order
 from jepa.data.video_features import FeatureClips
 from jepa.errors import UserError
 from jepa.masks import config as masks_config
@@ -32,91 +34,9 @@ from jepa.masks.config import Masks
 
 _POSITION = "position"
 _DIGESTS = "digests"
-_ENDLESS = 1 << 50
-_SMALL = 1 << 16
 _IMAGES = 1 << 31
-
-
-class Order:
-    """The endless global order: position -> (dataset, record). Picklable.
-
-    Each dataset is shuffled anew in each of its epochs; within an epoch every record comes once.
-    Datasets alternate by weight in a fixed pattern.
-    """
-
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
-        self._parts: list[_Epochs | _Shuffled] = []
-        for which, size in enumerate(sizes):
-            own = int(hashing.bits(seed, which, Purpose.ORDER) >> np.uint64(33))
-            self._parts.append(_Epochs(size, own) if size <= _SMALL else _Shuffled(size, own))
-        self._pattern: Any = None
-        if len(sizes) > 1:
-            places = [grain.MapDataset.source(_Places(which)) for which in range(len(sizes))]
-            self._pattern = grain.MapDataset.mix(places, weights)
-
-    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(dataset int64 [B], record int64 [B]) at `positions` [B]."""
-        positions = np.asarray(positions, np.int64)
-        if self._pattern is None:
-            return np.zeros_like(positions), self._parts[0](positions)
-        drawn = np.array([self._pattern[position] for position in positions.tolist()], np.int64)
-        sets, places = drawn[:, 0], drawn[:, 1]
-        numbers = np.empty_like(places)
-        for which in np.unique(sets).tolist():
-            rows = sets == which
-            numbers[rows] = self._parts[which](places[rows])
-        return sets, numbers
-
-
-class _Places:
-    """(dataset, place in its own endless order), as a Grain source."""
-
-    def __init__(self, which: int):
-        self._which = which
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return self._which, int(index)
-
-
-class _Shuffled:
-    """Records of a large dataset at places of its endless order, by Grain's shuffle."""
-
-    def __init__(self, size: int, seed: int):
-        self._order = grain.MapDataset.range(size).shuffle(seed).repeat()
-
-    def __call__(self, places: np.ndarray) -> np.ndarray:
-        return np.array([self._order[place] for place in places.tolist()], np.int64)
-
-
-class _Epochs:
-    """Records of a small dataset at places of its endless order.
-
-    Grain's shuffle walks through 2^16 places to find one of a few: 0.25 ms a record for a set of
-    256, 10 ms for one of 5. A permutation held in memory costs nothing at these sizes.
-    """
-
-    def __init__(self, size: int, seed: int):
-        self._size, self._seed = size, seed
-        self._held: tuple[int, np.ndarray] = -1, np.empty(0, np.int64)
-
-    def __call__(self, places: np.ndarray) -> np.ndarray:
-        epochs, insides = np.divmod(places, self._size)
-        numbers = np.empty_like(insides)
-        for epoch in np.unique(epochs).tolist():
-            rows = epochs == epoch
-            numbers[rows] = self._permutation(epoch)[insides[rows]]
-        return numbers
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        held, permutation = self._held
-        if held != epoch:
-            drawn = hashing.bits(self._seed, np.arange(self._size), Purpose.EPOCH + epoch)
-            permutation = np.argsort(drawn, kind="stable")
-            self._held = epoch, permutation
-        return permutation
+_RESTARTS = 3  # of worker processes, without a batch between
+_KILLED = "terminated unexpectedly"  # what Grain 0.2.18 says of them, in a RuntimeError
 
 
 class _Batches:
@@ -129,9 +49,9 @@ class _Batches:
         self._first, self._stride, self._offset, self._rows = first, stride, offset, rows
 
     def __len__(self) -> int:
-        return _ENDLESS
+        return ENDLESS
 
-    def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[str, str]]:
+    def __getitem__(self, index: int) -> Made:
         start = self._first + int(index) * self._stride + self._offset
         positions = np.arange(start, start + self._rows)
         return self._assembler(positions, *self._order(positions))
@@ -143,6 +63,7 @@ class TrainLoader:
     Attributes:
         element_spec: `jax.ShapeDtypeStruct` of every array of a host-local batch.
         unreadable: {record: reason} of the records that could not be decoded so far.
+        timeout: Seconds that a step may wait for a batch.
     """
 
     def __init__(
@@ -163,6 +84,8 @@ class TrainLoader:
         self._records = sum(len(clips) for clips in assembler.clips)
         self._digests = [str(clips.split.digest) for clips in assembler.clips]
         self._iterator: Any = None
+        self._keys: list[str] = []
+        self.timeout: float = config.timeout
         self.unreadable: dict[str, str] = {}
         self.element_spec = _structs(assemble.spec(assembler, self._rows))
 
@@ -170,12 +93,31 @@ class TrainLoader:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        if self._iterator is None:
-            self._iterator = self._start()
-        batch, unreadable = next(self._iterator)
+        made = self._made()
         self._position += self._global_batch
-        self._note(unreadable)
-        return batch
+        self._keys = made.keys
+        self._note(made.unreadable)
+        return made.batch
+
+    def _made(self) -> Made:
+        """What the next batch is made of, by new worker processes where one was killed.
+
+        A batch depends on its position alone, so they make the very batches of the old ones.
+        """
+        for _ in range(_RESTARTS):
+            try:
+                if self._iterator is None:
+                    self._iterator = self._start()
+                return next(self._iterator)
+            except RuntimeError as error:
+                if not self._config.workers or _KILLED not in str(error):
+                    raise
+                logging.warning("a data worker was killed; starting data.workers anew (%s)", error)
+                self.close()
+        raise UserError(
+            f"data workers were killed {_RESTARTS} times in a row, most likely for want of memory; "
+            f"make data.workers={self._config.workers} smaller, or 0 for threads"
+        )
 
     @property
     def vocabulary(self) -> dict[str, int | None]:
@@ -210,6 +152,10 @@ class TrainLoader:
         the global order, on all hosts. `digests`: of the splits that they come from.
         """
         return {_POSITION: self._position, _DIGESTS: list(self._digests)}
+
+    def record_keys(self) -> list[str]:
+        """The keys of the records in the last batch, a row each; see `assemble.Made`."""
+        return self._keys
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state()`, whatever host it came from and however many there were.
@@ -256,7 +202,7 @@ class TrainLoader:
             options = grain.MultiprocessingOptions(
                 num_workers=config.workers, per_worker_buffer_size=2
             )
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=start_worker)
         return iter(dataset)
 
     def _check_digests(self, digests: Sequence[str] | None) -> None:

@@ -9,6 +9,7 @@ it after reading counts as damaged, like what cannot be read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -109,6 +110,13 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints, ascending."""
         return sorted(self._manager.all_steps())
+
+    def last_in_words(self) -> str:
+        """Returns a sentence that names the latest checkpoint that is whole."""
+        with contextlib.suppress(UserError):
+            self.wait()
+        whole = [step for step in self.steps() if (self.directory / str(step)).is_dir()]
+        return f"The last checkpoint is step {whole[-1]}." if whole else "There is no checkpoint."
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
         """Returns whether `metrics` beat those of every checkpoint kept so far."""

@@ -124,6 +124,7 @@ def default_train_config() -> ConfigDict:
         (`max` or `min`); an evaluation that beats the best so far is saved at once.
       profile_steps: (start, stop) to trace with the JAX profiler into WORKDIR/profile; () for none.
         Steps that a resumed run has behind it are not traced.
+      log_records: write down which records each step was made of; see `jepa.training.record_log`.
       max_consecutive_skipped: the run stops when so many steps in a row were not finite (looked
         at when a line is logged or a checkpoint is due).
     """
@@ -141,6 +142,7 @@ def default_train_config() -> ConfigDict:
             "keep_best_metric": config_dict.placeholder(str),
             "keep_best_mode": "max",
             "profile_steps": (),
+            "log_records": False,
             "max_consecutive_skipped": 20,
         }
     )

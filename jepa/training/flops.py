@@ -15,30 +15,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOP/s of a chip, from the vendors' data sheets; matched as a substring of
-# `device_kind`, the longest first, so that "TPU v5 lite" is not taken for "TPU v5".
-PEAKS = {
-    "TPU v3": 61.5e12,  # of one of the two cores, which JAX shows as a device
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "A10G": 70e12,
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-}
-
+from jepa.parallel import chips
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
@@ -65,10 +42,10 @@ def peak(devices: Sequence[jax.Device]) -> Peak:
             _measure_cpu() * len({device.process_index for device in devices}),
             "CPU float32 matmul, measured",
         )
-    for name in sorted(PEAKS, key=len, reverse=True):
-        if name.lower() in kind.lower():
-            return Peak(PEAKS[name] * len(devices), f"{kind} dense bfloat16")
-    return Peak(None, f"{kind}: peak unknown")
+    chip = chips.of_kind(kind)
+    if chip is None:
+        return Peak(None, f"{kind}: peak unknown")
+    return Peak(chip.flops * len(devices), f"{kind} dense bfloat16")
 
 
 @functools.cache

@@ -29,10 +29,10 @@ from jepa.training import disk, flops, metrics, phases, workdir
 from jepa.training.checkpoints import Checkpoints
 from jepa.training.health import Health
 from jepa.training.parts import Evaluator, Given, Parts, TrainLoader
-from jepa.training.phases import Phase
 from jepa.training.prepare import Prepared, make_step, prepare, shapes_at
 from jepa.training.profiling import Profiler
 from jepa.training.progress import Clock, Progress
+from jepa.training.record_log import RecordLog
 from jepa.training.report import Reporter
 from jepa.training.state import TrainState
 from jepa.training.step import compile_step, global_spec
@@ -174,11 +174,8 @@ def _train(
     peak = flops.peak(list(mesh.devices.flat))
     progress.line(f"MFU is relative to {peak.label}: {(peak.flops or 0) / 1e12:.2f} TFLOP/s")
     profiler = Profiler(directory / "profile", settings.profile_steps)
-    if profiler.outside(start, total):
-        progress.line(
-            f"train.profile_steps={tuple(settings.profile_steps)} are none of the steps "
-            f"{start + 1} to {total} that are left: there will be no profile"
-        )
+    if outside := profiler.outside(start, total):
+        progress.line(outside)
     with storing(directory):
         writer = metrics.make_writer(directory, start=start, main=main)
     run = _Run(
@@ -194,7 +191,7 @@ def _train(
     try:
         with disk.room_for(directory):
             # A run that was told to stop left its last evaluation to us.
-            if data and not evaluated and not stopping and _evaluates(made[now].phase, start):
+            if data and not evaluated and not stopping and made[now].phase.evaluates(start):
                 evaluation = _evaluate(run, evaluators, state, start)
                 if checkpoints.is_best(evaluation) and len(checkpoints.steps()) > 1:
                     with clock.on("save"):
@@ -226,7 +223,7 @@ def _train(
                 if main and done == total:
                     workdir.finish(directory, done)
     except UserError as error:
-        raise UserError(f"{error} {_last_checkpoint(checkpoints)}") from error
+        raise type(error)(f"{error} {checkpoints.last_in_words()}") from error
     finally:
         _close(profiler, progress, writer, checkpoints)
 
@@ -251,6 +248,21 @@ def _train_phase(
     """
     phase, settings, clock = here.phase, here.phase.config.train, run.clock
     parts: list[Any] = [loader]
+    records: RecordLog | None = None
+
+    def save(fresh: Mapping[str, float] | None = None) -> None:
+        reporter.flush()
+        with clock.on("save"):
+            reporter.check(int(state.skipped_in_a_row), done)
+            run.writer.flush()
+            if records is not None:
+                records.sync()
+            run.checkpoints.save(done, state, stream.state(), workdir.plain(run.config), fresh)
+
+    def save_what_is_left() -> None:
+        if done > start and done not in run.checkpoints.steps():
+            save()
+
     try:
         with clock.on("start"):
             spec = global_spec(loader.element_spec, meshes.batch_slice(run.mesh)[1])
@@ -296,14 +308,29 @@ def _train_phase(
             )
             stream = prefetch(loader, meshes.batch_sharding(run.mesh))
             parts.insert(0, stream)
+            if settings.log_records:
+                part = meshes.batch_slice(run.mesh)
+                records = RecordLog(run.directory, process=jax.process_index(), part=part)
+                parts.append(records)
 
         evaluation: dict[str, float] = {}
         done, stopping = start, run.stop.requested(start)
         while done < phase.last and not stopping:
+            begin = time.perf_counter()
+            try:
+                batch = stream.unless(run.stop.told)
+            except UserError:
+                # The steps so far are sound; but of several processes, one cannot save alone.
+                if jax.process_count() == 1:
+                    save_what_is_left()
+                raise
+            if stopping := batch is None:
+                save_what_is_left()
+                break
             done += 1
             run.profiler.before(done)
-            begin = time.perf_counter()
-            batch = next(stream)
+            if records is not None:
+                records.write(done, stream.record_keys())
             waited = time.perf_counter() - begin
             # Waiting costs nothing while the devices are still at the step before.
             clock.add("step" if reporter.busy() else "data", waited)
@@ -315,8 +342,9 @@ def _train_phase(
             run.profiler.after(done, values)
 
             last, stopping = done == phase.last, run.stop.requested(done)
-            evaluate_now = _evaluates(phase, done)
-            save_now = last or stopping or _due(done, settings.save_every)
+            evaluate_now = phase.evaluates(done)
+            due = settings.save_every > 0 and done % settings.save_every == 0
+            save_now = last or stopping or due
             fresh: dict[str, float] = {}
             unknown = False
             if evaluate_now or save_now:
@@ -330,11 +358,7 @@ def _train_phase(
                 unknown = best is not None and best not in fresh
                 save_now = save_now or unknown or run.checkpoints.is_best(fresh)
             if save_now:
-                with clock.on("save"):
-                    reporter.check(int(state.skipped_in_a_row), done)
-                    run.writer.flush()
-                    plain = workdir.plain(run.config)
-                    run.checkpoints.save(done, state, stream.state(), plain, fresh)
+                save(fresh)
             if unknown:
                 configs.check_best(run.config, fresh)
     finally:
@@ -346,10 +370,7 @@ def _cross(progress: Progress, state: TrainState, before: Prepared, after: Prepa
     """Carries the state into the next phase, and says what did not come along."""
     state, anew = phases.cross(state, before.step.optimizer, after.initializer)
     if anew:
-        progress.line(
-            f"phase {after.phase.name}: fresh optimizer moments for {len(anew)} parameters "
-            f"({', '.join(anew[:3])}{', ...' if len(anew) > 3 else ''})"
-        )
+        progress.line(f"phase {after.phase.name}: {phases.fresh_in_words(anew)}")
     return state
 
 
@@ -369,16 +390,6 @@ def _evaluate(
     return values
 
 
-def _due(done: int, every: int) -> bool:
-    return every > 0 and done % every == 0
-
-
-def _evaluates(phase: Phase, done: int) -> bool:
-    """Returns whether an evaluation is due after a step: now and then, and where a phase ends."""
-    every = phase.config.train.eval_every
-    return _due(done, every) or (every > 0 and done == phase.last)
-
-
 def _close(*parts: Any) -> None:
     """Closes everything; what mattered was waited for before, and an error may be on its way."""
     for part in parts:
@@ -386,8 +397,3 @@ def _close(*parts: Any) -> None:
             part.close()
         except Exception as error:
             log.warning("could not close %s: %s", type(part).__name__, error)
-
-
-def _last_checkpoint(checkpoints: Checkpoints) -> str:
-    steps = checkpoints.steps()
-    return f"The last checkpoint is step {steps[-1]}." if steps else "There is no checkpoint yet."

@@ -55,6 +55,11 @@ class Phase:
         """Steps of the run that are done when the phase is."""
         return self.first + self.config.train.steps
 
+    def evaluates(self, step: int) -> bool:
+        """Returns whether an evaluation is due after a step: now and then, and where it ends."""
+        every = self.config.train.eval_every
+        return every > 0 and (step % every == 0 or step == self.last)
+
     @property
     def data_seed(self) -> int:
         """Seed of the order of the data and of every random choice in it.
@@ -258,6 +263,12 @@ def cross(state: TrainState, before: Optimizer, after: Initializer) -> tuple[Tra
     paths = flatten(trainable)
     anew = {path for name in fresh if (path := _parameter(name, paths))}
     return dataclasses.replace(state, opt_state=jax.tree.unflatten(structure, leaves)), sorted(anew)
+
+
+def fresh_in_words(anew: list[str]) -> str:
+    """Returns what to say of the parameters with fresh moments that `cross` names."""
+    more = ", ..." if len(anew) > 3 else ""
+    return f"fresh optimizer moments for {len(anew)} parameters ({', '.join(anew[:3])}{more})"
 
 
 def _moments(optimizer: Optimizer, opt_state: Any) -> list[tuple[str, Any]]:

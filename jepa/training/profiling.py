@@ -16,9 +16,14 @@ class Profiler:
         """Notes what to trace; `steps` is (start, stop) or empty."""
         self._directory, self._steps, self._running = str(directory), tuple(steps), False
 
-    def outside(self, start: int, steps: int) -> bool:
-        """Returns whether none of the steps to trace is among `start < step <= steps`."""
-        return bool(self._steps) and (self._steps[1] <= start or self._steps[0] >= steps)
+    def outside(self, start: int, steps: int) -> str:
+        """Returns that none of the steps to trace is among `start < step <= steps`, or nothing."""
+        if not self._steps or (self._steps[1] > start and self._steps[0] < steps):
+            return ""
+        return (
+            f"train.profile_steps={self._steps} are none of the steps {start + 1} to {steps} that "
+            "are left: there will be no profile"
+        )
 
     def before(self, step: int) -> None:
         """Starts the trace before the first of its steps, or of those that are left of them."""

@@ -35,9 +35,11 @@ HARMLESS = (
     "train.keep_best_metric",
     "train.keep_best_mode",
     "train.profile_steps",
+    "train.log_records",
     "train.max_consecutive_skipped",
     "data.workers",
     "data.threads",
+    "data.timeout",
     "data.cache",
 )
 

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import multiprocessing
 import os
 import shutil
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from loading_helpers import config, numbers, record, rows_of, same, take, words, write
 
-from jepa.data import loader as loader_module
+from jepa.data import order as order_module
 from jepa.data.cache import TextFeatures
 from jepa.data.config import DataConfig
-from jepa.data.loader import Order, make_train_loader
+from jepa.data.loader import make_train_loader
+from jepa.data.order import Order
 from jepa.errors import UserError
 
 RECORDS = 20
@@ -106,12 +108,32 @@ def test_a_host_with_many_cores_reads_eight_batches_ahead_unless_asked_for_more(
     assert DataConfig.parse({"path": "a", "cache": "memory"}).reading_threads == 1
 
 
-def test_worker_processes_change_nothing(data):
+def test_worker_processes_change_nothing_nor_does_killing_one(data, caplog):
     keys = {"frames": 2, "size": 16}
-    alone = take(make_train_loader(config(data, **keys), global_batch=4, seed=3), 3)
-    loader = make_train_loader(config(data, workers=2, **keys), global_batch=4, seed=3)
-    for one, other in zip(alone, take(loader, 3), strict=True):
+    alone = take(make_train_loader(config(data, **keys), global_batch=4, seed=3), 8)
+    with make_train_loader(config(data, workers=2, **keys), global_batch=4, seed=3) as loader:
+        got = take(loader, 2)
+        multiprocessing.active_children()[0].kill()
+        got += take(loader, 6)
+    for one, other in zip(alone, got, strict=True):
         same(one, other)
+    assert "a data worker was killed" in caplog.text
+
+
+def test_workers_that_are_killed_again_and_again(data, monkeypatch):
+    def start():
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9.")
+
+    loader = make_train_loader(config(data, workers=2), global_batch=4, seed=1)
+    monkeypatch.setattr(loader, "_start", start)
+    with pytest.raises(UserError, match="3 times in a row.*data.workers=2"):
+        next(loader)
+
+
+def test_the_records_of_a_batch_are_named(data):
+    with make_train_loader(config(data), global_batch=4, seed=1) as loader:
+        keys = [key for _ in range(RECORDS // 4) for key in (next(loader), loader.record_keys())[1]]
+    assert len(set(keys)) == RECORDS
 
 
 def test_another_seed_gives_other_batches(data):
@@ -131,7 +153,7 @@ def test_every_record_comes_once_an_epoch_in_another_order_each(data):
 
 @pytest.mark.parametrize(("size", "small"), [(1, 1000), (7, 1000), (300, 1000), (3000, 1000)])
 def test_the_order_visits_each_record_once_an_epoch_at_any_size(monkeypatch, size, small):
-    monkeypatch.setattr(loader_module, "_SMALL", small)
+    monkeypatch.setattr(order_module, "_SMALL", small)
     order = Order([size], [1.0], seed=5)
     epochs = 4
     sets, found = order(np.arange(epochs * size))

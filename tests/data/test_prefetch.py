@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jepa.data import prefetch as module
 from jepa.data.prefetch import prefetch
+from jepa.errors import Stalled
 
 
 @pytest.fixture
@@ -103,3 +105,40 @@ def test_close_ends_the_thread_whatever_it_does(sharding):
         with pytest.raises(StopIteration):
             next(batches)
     assert threading.active_count() <= before
+
+
+class Hanging(Loader):
+    """Gives one batch, and then waits for something that does not come."""
+
+    def __init__(self, timeout=None):
+        super().__init__()
+        self.timeout, self.hold = timeout, threading.Event()
+
+    def __next__(self):
+        if self.step == 1:
+            self.hold.wait()
+        return super().__next__()
+
+
+def test_a_loader_that_hangs_is_given_up(sharding, monkeypatch):
+    monkeypatch.setattr(module, "_GIVE_UP", 0.1)
+    loader = Hanging(timeout=0.3)
+    batches = prefetch(loader, sharding)
+    next(batches)
+    start = time.monotonic()
+    with pytest.raises(Stalled, match=r"data.timeout is 0.3"):
+        next(batches)
+    batches.close()
+    assert time.monotonic() - start < 5
+    loader.hold.set()
+
+
+def test_a_run_that_is_told_to_stop_does_not_wait_for_a_batch(sharding):
+    loader = Hanging()
+    batches = prefetch(loader, sharding)
+    assert batches.unless(lambda: False) is not None
+    assert batches.unless(lambda: True) is None
+    assert batches.state() == {"position": 1}
+    loader.hold.set()
+    assert batches.unless(lambda: False) is not None
+    batches.close()
