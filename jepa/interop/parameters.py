@@ -30,6 +30,13 @@ _PUBLISHED = {
     "v_jepa": "v_jepa",
     "i_jepa": "i_jepa",
     "ijepa": "i_jepa",
+    "vit": "vit",
+    "dinov2": "dinov2",
+    "dinov2_with_registers": "dinov2",
+    "siglip": "siglip",
+    "siglip2": "siglip",
+    "siglip_vision_model": "siglip",
+    "siglip2_vision_model": "siglip",
 }
 _CLASSIFIER = "VJEPA2ForVideoClassification"
 # What a converted directory calls the network that `experiments.export` writes by default.
@@ -161,7 +168,9 @@ def _networks(path: Path) -> dict[str, tuple[Mapping[str, Any], Callable[[], loa
         }
     tensors = open_tensors(path)
     if tensors.config is not None:
-        plan = _published(path, tensors.config).plan_of(tensors)
+        model = _published(path, tensors.config)
+        tensors = model.open(path)
+        plan = model.plan_of(tensors)
         found = loading.pending(tensors, plan.layout)
         return {
             name: (said, partial(found.__getitem__, name)) for name, said in plan.fields.items()

@@ -110,10 +110,13 @@ class Model:
 
 # Module of this package and attribute, by name.
 _WHERE: Mapping[str, tuple[str, str]] = {
+    "dinov2": ("image_towers", "DINOV2"),
     "embedding_gemma": ("gemma", "MODEL"),
     "llama": ("llama", "MODEL"),
     "minilm": ("minilm", "MODEL"),
     "qwen3_embedding": ("qwen", "MODEL"),
+    "siglip": ("image_towers", "SIGLIP"),
+    "vit": ("image_towers", "VIT"),
     "i_jepa": ("v_jepa", "I_JEPA"),
     "v_jepa": ("v_jepa", "V_JEPA"),
     "v_jepa_2": ("v_jepa_2", "MODEL"),

@@ -17,6 +17,11 @@ Video = jax.Array | np.ndarray | Mapping[str, jax.Array | np.ndarray]
 # The statistics of ImageNet's RGB pixels in 0..1, which all published JEPA encoders expect.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+# Mean and deviation by the name a config uses; "half" maps 0..1 to -1..1 (ViT, SigLIP).
+NORMALISATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": (MEAN, STD),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 
 # BT.601, limited range: luma 16..235, chroma 16..240 around 128. Kr = 0.299, Kb = 0.114.
 _KR, _KB = 0.299, 0.114
@@ -73,13 +78,19 @@ def to_rgb(video: Video, dtype="float32") -> jax.Array:
     return jnp.asarray(video).astype(wide) / 255.0
 
 
-def normalise(rgb: jax.Array, dtype="float32") -> jax.Array:
-    """RGB `[..., 3]` in 0..1 less ImageNet's mean over its standard deviation, in `dtype`."""
+def normalise(rgb: jax.Array, dtype="float32", normalisation: str = "imagenet") -> jax.Array:
+    """RGB `[..., 3]` in 0..1 less a mean over a standard deviation, in `dtype`.
+
+    Args:
+      rgb: the pixels.
+      dtype: of the result.
+      normalisation: a name in `NORMALISATIONS`.
+    """
     wide = jnp.promote_types(dtype, jnp.float32)
-    mean, std = jnp.asarray(MEAN, wide), jnp.asarray(STD, wide)
+    mean, std = (jnp.asarray(values, wide) for values in NORMALISATIONS[normalisation])
     return ((rgb - mean) / std).astype(dtype)
 
 
-def to_float(video: Video, dtype="float32") -> jax.Array:
+def to_float(video: Video, dtype="float32", normalisation: str = "imagenet") -> jax.Array:
     """Turns a batch's video stream into what networks read: `normalise(to_rgb(video))`."""
-    return normalise(to_rgb(video, dtype), dtype)
+    return normalise(to_rgb(video, dtype), dtype, normalisation)

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jepa.nn.linear import Linear, gelu
+from jepa.nn.linear import Linear, gelu, matrix_init
 from jepa.parallel.partition import Table, prefixed
 
 
@@ -93,3 +93,34 @@ class GeGlu(_Gated):
     @nn.nowrap
     def _activation(self, x: jax.Array) -> jax.Array:
         return gelu(x, "tanh")
+
+
+class FusedSwiGlu(nn.Module):
+    """`out(silu(gate(x)) * in(x))`, with biases, as in DINOv2's giant.
+
+    Both inward matrices are one parameter, the gate's first, since published weights have them as
+    one; a tensor axis cuts each of them alike.
+
+    Parameters: `in/kernel` `[D, hidden, 2]`, `in/bias` `[hidden, 2]`, `out/kernel` `[hidden, D]`,
+    `out/bias`.
+    """
+
+    hidden: int
+    dtype: Any = "float32"
+    param_dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., D]` to `[..., D]`."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        both = nn.DenseGeneral((self.hidden, 2), kernel_init=matrix_init, name="in", **types)(x)
+        return Linear(x.shape[-1], name="out", **types)(nn.silu(both[..., 0]) * both[..., 1])
+
+    @nn.nowrap
+    def partition_table(self) -> Table:
+        """Returns the rows of this module's parameters."""
+        return (
+            ("in/kernel", ("embed", "mlp", None)),
+            ("in/bias", ("mlp", None)),
+            *prefixed("out", Linear(0, axes=("mlp", "embed")).partition_table()),
+        )

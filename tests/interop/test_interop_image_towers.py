@@ -1,0 +1,189 @@
+"""ViT, DINOv2 and SigLIP 2 against transformers: the same function, the same file when back."""
+
+import json
+from functools import partial
+
+import hugging
+import image_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from image_models import DEPTH, KINDS, PATCH, SIDE, WIDTH
+from transformers import SiglipConfig, SiglipModel, ViTConfig, ViTForImageClassification
+
+from experiments import convert
+from jepa.errors import UserError
+from jepa.interop import converted, parameters
+from jepa.models.image_tower import AttentionPooling, ImageTower
+
+jit = partial(jax.jit, compiler_options=hugging.FAST)
+# More rows, fewer columns than the table of positions has.
+OTHER = (4, 2)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """For each kind, made when asked: theirs, its directories, our parameters and fields."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            name, _ = KINDS[kind]
+            theirs, directory = image_models.make(kind), tmp_path_factory.mktemp(kind)
+            theirs.save_pretrained(directory / "published")
+            (directory / "published" / "preprocessor_config.json").write_text("{}")
+            convert.convert(name, directory / "published", directory / "converted")
+            fields = converted.about(directory / "converted")["fields"]
+            made[kind] = theirs, directory, converted.load(directory / "converted"), fields
+        return made[kind]
+
+    return get
+
+
+def images(grid, batch=2):
+    shape = (batch, grid[0] * PATCH, grid[1] * PATCH, 3)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "grid", [pytest.param((SIDE, SIDE), marks=pytest.mark.slow), OTHER], ids=str
+)
+def test_every_hidden_state_and_the_outputs(models, kind, grid):
+    theirs, _, params, fields = models(kind)
+    with torch.no_grad():
+        expected = image_models.run(theirs, images(grid))
+    tower = ImageTower(**fields["encoder"])
+    taps = tuple(range(DEPTH + 1))
+    run = jit(lambda p, x: tower.apply({"params": p}, x, taps, method="levels"))
+    tokens, levels = run(params["encoder"], images(grid))
+    hidden = expected.hidden_states
+    assert len(levels) == len(hidden) == DEPTH + 1
+    for ours, other in zip(levels, hidden, strict=True):
+        hugging.assert_close(ours, other)
+    hugging.assert_close(tokens, expected.last_hidden_state)
+    if "pool" in fields:
+        pool = AttentionPooling(**fields["pool"])
+        hugging.assert_close(
+            jit(pool.apply)({"params": params["pool"]}, tokens), expected.pooler_output
+        )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [k if k == "registers" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+)
+def test_gradients(models, kind, tmp_path):
+    """Gradients, laid out as theirs by the same table that exports, against autograd's."""
+    theirs, directory, params, fields = models(kind)
+    tower = ImageTower(**fields["encoder"])
+    x = images(OTHER)
+    shape = (2, tower.prefix() + OTHER[0] * OTHER[1], WIDTH)
+    weights = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    theirs.zero_grad()
+    (image_models.run(theirs, x).last_hidden_state * torch.tensor(weights)).sum().backward()
+
+    def loss(p):
+        return jnp.sum(tower.apply({"params": p}, x, method="levels")[0] * weights)
+
+    ours = {**params, "encoder": jit(jax.grad(loss))(params["encoder"])}
+    about = converted.about(directory / "converted")
+    converted.save(tmp_path / "gradients", jax.tree.map(np.asarray, ours), about)
+    convert.convert(KINDS[kind][0], tmp_path / "gradients", tmp_path / "theirs")
+    state = type(theirs).from_pretrained(tmp_path / "theirs").state_dict()
+    learnt = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    scale = max(gradient.abs().max() for gradient in learnt.values())
+    for name, gradient in learnt.items():
+        if name.endswith("k_proj.bias"):
+            # What is added to all keys alike changes no attention: rounding is all there is.
+            assert state[name].abs().max() <= 1e-6 * scale
+        else:
+            hugging.assert_close(state[name], gradient, 1e-3)
+    spare = {name for name, _ in theirs.named_parameters()} - learnt.keys()
+    assert all(name.split(".")[0] in ("head", "pooler") or "mask" in name for name in spare)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip_is_bit_identical_and_loads_silently(models, kind, tmp_path, caplog):
+    theirs, directory, _, _ = models(kind)
+    convert.convert(KINDS[kind][0], directory / "converted", tmp_path / "back")
+    assert hugging.tensors(tmp_path / "back") == hugging.tensors(directory / "published")
+    for name in ("config.json", "preprocessor_config.json"):
+        said = [
+            json.loads((d / name).read_text()) for d in (tmp_path / "back", directory / "published")
+        ]
+        assert said[0] == said[1]
+    with hugging.silent(caplog):
+        again = type(theirs).from_pretrained(tmp_path / "back")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def whole_siglip():
+    config = SiglipConfig(
+        text_config={
+            **{k: v for k, v in image_models.SIZES.items() if k != "patch_size"},
+            "intermediate_size": 20,
+            "vocab_size": 30,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        vision_config={**image_models.IMAGE, "intermediate_size": 40},
+    )
+    return hugging.randomise(SiglipModel(config))
+
+
+def classifier():
+    config = ViTConfig(**image_models.IMAGE, intermediate_size=40, num_labels=5)
+    return hugging.randomise(ViTForImageClassification(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "kept"),
+    [("siglip", whole_siglip, "text_model"), ("vit", classifier, "classifier")],
+)
+def test_what_is_no_tower_comes_back_too(name, make, kept, tmp_path, caplog):
+    theirs = make()
+    theirs.save_pretrained(tmp_path / "published")
+    convert.convert(name, tmp_path / "published", tmp_path / "converted")
+    assert kept in converted.load(tmp_path / "converted", part="rest")
+    convert.convert(name, tmp_path / "converted", tmp_path / "back")
+    assert hugging.tensors(tmp_path / "back") == hugging.tensors(tmp_path / "published")
+    with hugging.silent(caplog):
+        again = type(theirs).from_pretrained(tmp_path / "back")
+    for key, tensor in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor)
+    assert "encoder" in parameters.parts(tmp_path / "published")
+
+
+def test_a_directory_that_contradicts_itself_is_refused(models, tmp_path):
+    published = tmp_path / "published"
+    models("dinov2")[0].save_pretrained(published)
+    config = json.loads((published / "config.json").read_text())
+    for change, complaint in (
+        ({"num_hidden_layers": 1}, "18 tensors are unknown .encoder.layer.1"),
+        ({"use_swiglu_ffn": True}, "tensors are missing .encoder.layer.0.mlp.weights_in.*unknown"),
+        ({"image_size": 16}, "1 tensor is of another shape .embeddings.position_embeddings"),
+        ({"model_type": "dinov2_with_registers"}, "1 tensor is missing .*register_tokens"),
+        ({"model_type": "vit"}, "model_type 'vit', not 'dinov2' or 'dinov2_with_registers'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"num_attention_heads": 5}, "num_attention_heads is 5, which does not divide"),
+        ({"image_size": [12, 12]}, "image_size is .12, 12."),
+    ):
+        (published / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=complaint):
+            convert.convert("dinov2", published, tmp_path / "converted")
+        assert not list(tmp_path.glob("converted*"))
+    (published / "config.json").write_text(json.dumps(config))
+    other = {"image_mean": [0.4, 0.4, 0.4], "image_std": [0.2, 0.2, 0.2]}
+    (published / "preprocessor_config.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="image_mean and image_std are .*0.4.*, not .*0.485"):
+        convert.convert("dinov2", published, tmp_path / "converted")
+    (published / "preprocessor_config.json").unlink()
+    weights = published / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(UserError, match="is truncated"):
+        convert.convert("dinov2", published, tmp_path / "converted")
+    assert not list(tmp_path.glob("converted*"))
