@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from jepa.errors import UserError
@@ -54,25 +55,24 @@ def test_no_log(tmp_path):
         record_log.read(tmp_path)
 
 
+def test_a_loader_that_names_no_records(tmp_path):
+    with pytest.raises(UserError, match="train.log_records"):
+        written(tmp_path, [(1, None)])
+
+
 class Named(toy.Loader):
     def record_keys(self):
         return [f"{self.next - 1}:{row}" for row in range(2)]
 
 
-def train(loader, directory, **overrides):
-    config = configs.resolve(toy.config(train__steps=6, train__log_records=True, **overrides))
-    mesh = meshes.make_mesh(config.mesh)
-    return loop.train(config, directory, method=toy.Toy(config), loader=loader, mesh=mesh)
-
-
 def test_a_run_logs_what_its_steps_took_not_what_was_read_ahead(tmp_path):
-    assert train(Named(16, 3), tmp_path).finished
+    config = configs.resolve(toy.config(train__steps=6, train__log_records=True))
+    config.train.health_every = 0
+    mesh = meshes.make_mesh(config.mesh, jax.devices()[:1])
+    assert loop.train(
+        config, tmp_path, method=toy.Toy(config), loader=Named(16, 3), mesh=mesh
+    ).finished
     expected = {step: [f"{step - 1}:0", f"{step - 1}:1"] for step in range(1, 7)}
     assert record_log.read(tmp_path) == expected
     lines = (tmp_path / "records" / "00000.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 7))
-
-
-def test_a_loader_that_names_no_records(tmp_path):
-    with pytest.raises(UserError, match="train.log_records"):
-        train(toy.Loader(16, 3), tmp_path)
