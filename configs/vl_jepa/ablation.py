@@ -78,7 +78,6 @@ def get_config(variant: str = "rate_0.05") -> ConfigDict:
     config.optimizer.warmup_steps = 20
     config.train.save_every = 0
     config.evaluation.controls = False
-    config.evaluation.bars = ()
     with config.evaluation.ignore_type():
         for task in ("hard", "novel"):
             config.evaluation[task] = None
