@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from jepa.errors import UserError
 from jepa.nn.linear import matrix_init
@@ -81,11 +80,8 @@ class Attention(nn.Module):
         if self.scale is not None:
             q = q * (self.scale * head_dim**0.5)
         axis = self._axis()
-        q = constrain(q, "batch", axis, "tokens", None)
-        # Every query sees every key, so keys and values are whole on each device of the context.
-        k = constrain(k, "batch", axis, None, None)
-        v = constrain(v, "batch", axis, None, None)
-        y = checkpoint_name(attend(q, k, v, mask=mask, dtype=self.dtype), "attention")
+        q, k, v = (constrain(x, "batch", axis, "tokens", None) for x in (q, k, v))
+        y = attend(q, k, v, mask=mask, dtype=self.dtype)
         return nn.DenseGeneral(width, axis=(1, 3), kernel_init=matrix_init, name="out", **types)(y)
 
     @nn.nowrap

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa.errors import UserError
+from jepa.parallel import attention
 from jepa.parallel.partition import Table, prefixed
 
 # What a block keeps for its backward pass besides its input, by the name a config uses.
@@ -25,8 +26,9 @@ REMAT: Mapping[str, Callable[..., Any] | None] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     # The results of weight matrices; norms, activations and attention are computed twice.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # The attention's result only: the costliest part for long videos is computed once.
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    # The attention's result, and what a fused kernel needs to go back from it: the costliest part
+    # for long videos is computed once.
+    "attention": jax.checkpoint_policies.save_only_these_names(attention.NAME),
 }
 
 

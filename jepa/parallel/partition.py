@@ -38,6 +38,10 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "tokens": "context",
 }
 
+# A number of tokens follows from the size of a clip and from how much of it is seen: the compiler
+# fills up the last piece where context does not divide it.
+_UNEVEN = ("tokens",)
+
 
 class PartitionError(UserError):
     """A partition table that does not fit its parameters."""
@@ -120,7 +124,7 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
     Raises:
       PartitionError: an unknown name, or another number of names than dimensions.
-      UserError: a dimension is no multiple of the mesh axes that cut it.
+      UserError: a dimension, other than one of tokens, is no multiple of the mesh axes that cut it.
     """
     spec = _spec_of_names(logical, f"an activation of shape {x.shape}")
     if len(logical) != x.ndim:
@@ -132,17 +136,28 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     spec = _on_mesh(spec, mesh)
-    _check_divides(f"activation {logical}", x.shape, spec, mesh)
+    named = zip(logical, spec, strict=True)
+    even = PartitionSpec(*(None if name in _UNEVEN else entry for name, entry in named))
+    _check_divides(f"activation {logical}", x.shape, even, mesh)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def axes(logical: str) -> tuple[str, ...]:
+    """The axes, of more than one device, of the mesh of `jax.set_mesh` that cut this name.
+
+    None without a mesh; those that an enclosing `jax.shard_map` works by hand are left out.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return ()
+    spec = _on_mesh(_spec_of_names((logical,), "a dimension"), mesh)
+    return tuple(axis for axis in _as_tuple(spec[0]) if mesh.shape[axis] > 1)
 
 
 def pieces(logical: str) -> int:
     """How many pieces a dimension of this name is cut into under the mesh of `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return 1
-    spec = _on_mesh(_spec_of_names((logical,), "a dimension"), mesh)
-    return math.prod(mesh.shape[axis] for axis in _as_tuple(spec[0]))
+    return math.prod(mesh.shape[axis] for axis in axes(logical))
 
 
 def path_name(path: Any) -> str:
