@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jepa.parallel import chips
 
+
 @dataclasses.dataclass(frozen=True)
 class Peak:
     """What utilisation is relative to.
