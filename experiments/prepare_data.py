@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from experiments import cli
-from jepa.data import build
+from jepa.data import build, plan
 from jepa.data.dataset import Dataset
 from jepa.data.world import DEMO_CLIPS, write_world
 from jepa.data.writer import REJECTS_FILE
@@ -78,13 +78,13 @@ def parser() -> argparse.ArgumentParser:
         "--caption-query",
         nargs="+",
         metavar="TEXT",
-        default=list(build.CAPTION_QUERIES),
-        help=f"queries that ask for a caption (default: {build.CAPTION_QUERIES[0]!r})",
+        default=list(plan.CAPTION_QUERIES),
+        help=f"queries that ask for a caption (default: {plan.CAPTION_QUERIES[0]!r})",
     )
     own.add_argument(
         "--records-per-shard",
         type=int,
-        default=build.RECORDS_PER_SHARD,
+        default=plan.RECORDS_PER_SHARD,
         help="clips in a shard (default: %(default)s; a tar becomes one shard)",
     )
     own.add_argument(
@@ -111,20 +111,20 @@ def main(argv: list[str] | None = None) -> None:
     _report(output)
 
 
-def _sources(options: argparse.Namespace) -> list[build.Source]:
+def _sources(options: argparse.Namespace) -> list[plan.Source]:
     sources = []
-    for kind in build.KINDS:
+    for kind in plan.KINDS:
         for argument in getattr(options, kind):
             split, given, location = argument.partition("=")
             # A path may hold "=" too.
             if not given or not split.isidentifier() or os.path.exists(argument):
                 split, location = options.split, argument
             label = options.folder_label if kind == "folder" else None
-            sources.append(build.Source(split, kind, str(Path(location).expanduser()), label))
+            sources.append(plan.Source(split, kind, str(Path(location).expanduser()), label))
     return sources
 
 
-def _write_own(options: argparse.Namespace, sources: list[build.Source]) -> str:
+def _write_own(options: argparse.Namespace, sources: list[plan.Source]) -> str:
     if options.world_clips or options.seed is not None:
         raise UserError("--world-clips and --seed make the world; leave them out for own videos")
     if not options.output:

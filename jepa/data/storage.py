@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         UserError: the operating system refuses, e.g. because the disk is full.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial = temporary(path)
     try:
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +49,59 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` that no other writer takes.
+
+    The number of the process is not enough: several hosts, each with a process 7, may write to one
+    shared directory.
+    """
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+class Files:
+    """The small files of one directory, by name; what a dataset's book-keeping needs of a disk.
+
+    Args:
+        directory: Made when the first file is written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = Path(directory)
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    def read(self, name: str) -> str:
+        """Text of a file; FileNotFoundError or NotADirectoryError where there is none."""
+        return (self.directory / name).read_text(encoding="utf-8")
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """As `write_atomically`."""
+        write_atomically(self.directory / name, content)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; FileNotFoundError where there is none."""
+        return (self.directory / name).stat().st_size
+
+    def count(self, folder: str, suffix: str) -> int:
+        """Files of a folder whose names end in `suffix`."""
+        try:
+            return sum(name.endswith(suffix) for name in os.listdir(self.directory / folder))
+        except FileNotFoundError:
+            return 0
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        (self.directory / name).unlink(missing_ok=True)
+
+    def tidy(self, folder: str) -> None:
+        """Remove a folder and temporary files; what cannot be removed does no harm."""
+        shutil.rmtree(self.directory / folder, ignore_errors=True)
+        for path in self.directory.glob("*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def sync(path: Path) -> None:

@@ -16,12 +16,11 @@ number of worker processes that call `write_shard` on different shards.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,17 @@ from typing import Any
 from array_record.python import array_record_module
 
 from jepa.data import schema
-from jepa.data.storage import storing, sync, write_atomically
+from jepa.data.shards import (
+    PARTS,
+    Reject,
+    ShardSummary,
+    part_name,
+    read_summary,
+    rejects_text,
+    shard_name,
+    summary_text,
+)
+from jepa.data.storage import Files, storing, sync, temporary, write_atomically
 from jepa.data.vocabulary import train_tokenizer
 from jepa.errors import UserError
 
@@ -42,45 +51,6 @@ TEXTS_FILE = "texts.json"
 TOKENIZER_FILE = "tokenizer.json"
 REJECTS_FILE = "rejects.jsonl"
 _PARTIAL_FILE = "partial.json"
-_PARTS = "parts"
-
-
-@dataclasses.dataclass(frozen=True)
-class Reject:
-    """Something that did not become a record.
-
-    Attributes:
-        name: The file, line or member, as the user would look for it.
-        reason: Why, in one sentence.
-    """
-
-    name: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardSummary:
-    """What is known of one complete shard.
-
-    Attributes:
-        file: File name within the dataset's directory.
-        count: Number of records.
-        bytes: Size of the file; a reader tells a truncated shard by it.
-        digest: sha256 over the encoded records (keys and contents) in order.
-        texts: Distinct captions and answers, sorted.
-        queries: Distinct question texts, sorted.
-        labels: Distinct values of each label, sorted.
-        rejects: What was left out.
-    """
-
-    file: str
-    count: int
-    bytes: int
-    digest: str
-    texts: tuple[str, ...]
-    queries: tuple[str, ...]
-    labels: dict[str, tuple[str, ...]]
-    rejects: tuple[Reject, ...]
 
 
 class DatasetWriter:
@@ -100,33 +70,39 @@ class DatasetWriter:
         settings: JSON-able; everything that decides the contents. A directory that was begun or
             finished with other settings is refused; one finished with the same has nothing
             missing.
+        files: How the directory's files are reached, where it is not one of this machine.
 
     Raises:
         UserError: other settings, or the directory cannot be written.
     """
 
-    def __init__(self, directory: str | Path, *, name: str, settings: Mapping[str, Any]):
-        self.directory = Path(directory)
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        name: str,
+        settings: Mapping[str, Any],
+        files: Files | None = None,
+    ):
+        self.files = files or Files(directory)
         self.name = name
         self.settings = json.loads(json.dumps(dict(settings), sort_keys=True))
         self.settings["schema"] = schema.SCHEMA_VERSION
         self.finished = self._found(DATASET_FILE)
         if not self.finished and not self._found(_PARTIAL_FILE):
-            with storing(self.directory):
-                self.directory.mkdir(parents=True, exist_ok=True)
             partial = {"name": name, "settings": self.settings}
-            write_atomically(self.directory / _PARTIAL_FILE, _json(partial))
+            self.files.write(_PARTIAL_FILE, _json(partial))
 
     def _found(self, file: str) -> bool:
-        path = self.directory / file
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(self.files.read(file))
             settings = dict(found["settings"])
         except (FileNotFoundError, NotADirectoryError):
             return False
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(
-                f"{path} cannot be read ({error}); delete {self.directory} or name another one"
+                f"{self.files}/{file} cannot be read ({error}); delete {self.files} or name "
+                "another one"
             ) from error
         changes = sorted(
             f"{key}: {settings.get(key)!r} there, {self.settings.get(key)!r} asked for"
@@ -135,7 +111,7 @@ class DatasetWriter:
         )
         if changes:
             raise UserError(
-                f"{self.directory} holds a dataset made with other settings "
+                f"{self.files} holds a dataset made with other settings "
                 f"({'; '.join(changes)}); delete it or name another directory"
             )
         return True
@@ -144,22 +120,17 @@ class DatasetWriter:
         """Indices of the shards of a split that are still to be written, in order."""
         if self.finished:
             return []
-        return [i for i in range(shards) if self._summary(split, i, shards) is None]
-
-    def _summary(self, split: str, index: int, shards: int) -> ShardSummary | None:
-        file = shard_name(split, index, shards)
-        try:
-            found = json.loads(_part_path(self.directory, file).read_text(encoding="utf-8"))
-            summary = _read_summary(found)
-            size = (self.directory / file).stat().st_size
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
-        return summary if size == summary.bytes else None
+        return [i for i, found in enumerate(self._all(split, shards)) if found is None]
 
     def summaries(self, split: str, shards: int) -> list[ShardSummary]:
         """Summaries of the shards that are written, in order."""
-        found = [self._summary(split, i, shards) for i in range(shards)]
-        return [summary for summary in found if summary is not None]
+        return [summary for summary in self._all(split, shards) if summary is not None]
+
+    def _all(self, split: str, shards: int) -> list[ShardSummary | None]:
+        # Threads, because a bucket answers in tens of milliseconds and shards may be thousands.
+        with concurrent.futures.ThreadPoolExecutor(min(32, max(1, shards))) as pool:
+            names = [shard_name(split, index, shards) for index in range(shards)]
+            return list(pool.map(lambda name: read_summary(self.files, name), names))
 
     def finish(
         self,
@@ -185,23 +156,26 @@ class DatasetWriter:
         """
         if self.finished:
             return
-        found = {split: self.summaries(split, total) for split, total in shards.items()}
+        found = {}
         for split, total in shards.items():
-            if self.missing(split, total):
+            parts = self._all(split, total)
+            missing = [index for index, part in enumerate(parts) if part is None]
+            if missing:
                 raise UserError(
-                    f"{self.directory}: shards {self.missing(split, total)} of {split!r} are not "
-                    "written; run the same command again"
+                    f"{self.files}: shards {missing} of {split!r} are not written; run the same "
+                    "command again"
                 )
+            found[split] = [part for part in parts if part is not None]
             if not sum(summary.count for summary in found[split]):
                 rejects = sum((summary.rejects for summary in found[split]), ())
                 why = f", e.g. {rejects[0].name}: {rejects[0].reason}" if rejects else ""
-                raise UserError(f"{self.directory}: split {split!r} has no records{why}")
+                raise UserError(f"{self.files}: split {split!r} has no records{why}")
         if attributes is None:
             attributes = _attributes([part for parts in found.values() for part in parts])
         attributes = {k: {v: list(t) for v, t in x.items()} for k, x in attributes.items()}
         self._write_texts(found, attributes, caption_queries)
-        write_atomically(
-            self.directory / DATASET_FILE,
+        self.files.write(
+            DATASET_FILE,
             _json(
                 {
                     "version": schema.SCHEMA_VERSION,
@@ -216,7 +190,9 @@ class DatasetWriter:
             ),
         )
         self.finished = True
-        self._clean()
+        with contextlib.suppress(OSError):  # what cannot be removed does no harm
+            self.files.tidy(PARTS)
+            self.files.remove(_PARTIAL_FILE)
 
     def _write_texts(
         self,
@@ -231,33 +207,16 @@ class DatasetWriter:
             }
             for split, parts in found.items()
         }
-        write_atomically(self.directory / TEXTS_FILE, _json(texts))
+        self.files.write(TEXTS_FILE, _json(texts))
         corpus = {text for entry in texts.values() for kind in entry.values() for text in kind}
         corpus.update(caption_queries)
         corpus.update(t for values in attributes.values() for ts in values.values() for t in ts)
-        write_atomically(self.directory / TOKENIZER_FILE, train_tokenizer(sorted(corpus)))
+        self.files.write(TOKENIZER_FILE, train_tokenizer(sorted(corpus)))
         rejects = [reject for parts in found.values() for part in parts for reject in part.rejects]
         if rejects:
-            write_atomically(self.directory / REJECTS_FILE, rejects_text(rejects))
+            self.files.write(REJECTS_FILE, rejects_text(rejects))
         else:
-            (self.directory / REJECTS_FILE).unlink(missing_ok=True)
-
-    def _clean(self) -> None:
-        """Remove the book-keeping; what cannot be removed does no harm."""
-        shutil.rmtree(self.directory / _PARTS, ignore_errors=True)
-        for path in [self.directory / _PARTIAL_FILE, *self.directory.glob("*.tmp")]:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def shard_name(split: str, index: int, total: int) -> str:
-    """File name of one shard."""
-    return f"{split}-{index:05d}-of-{total:05d}.array_record"
-
-
-def rejects_text(rejects: Iterable[Reject]) -> str:
-    """Contents of `rejects.jsonl`: {"name": ..., "reason": ...} a line."""
-    return "".join(json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in rejects)
+            self.files.remove(REJECTS_FILE)
 
 
 def write_shard(
@@ -282,7 +241,7 @@ def write_shard(
     """
     directory = Path(directory)
     path = directory / shard_name(split, index, total)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial = temporary(path)
     try:
         written = _write_records(partial, records)
         with storing(path):
@@ -293,7 +252,7 @@ def write_shard(
     finally:
         partial.unlink(missing_ok=True)
     summary = ShardSummary(file=path.name, bytes=size, **written)
-    write_atomically(_part_path(directory, path.name), _json(dataclasses.asdict(summary)))
+    write_atomically(directory / part_name(path.name), summary_text(summary))
     return summary
 
 
@@ -348,23 +307,6 @@ def _shard_file(path: Path) -> Iterator[Any]:
         raise
     with storing(path):
         writer.close()
-
-
-def _part_path(directory: Path, file: str) -> Path:
-    return directory / _PARTS / f"{file}.json"
-
-
-def _read_summary(found: dict[str, Any]) -> ShardSummary:
-    return ShardSummary(
-        file=found["file"],
-        count=found["count"],
-        bytes=found["bytes"],
-        digest=found["digest"],
-        texts=tuple(found["texts"]),
-        queries=tuple(found["queries"]),
-        labels={label: tuple(values) for label, values in found["labels"].items()},
-        rejects=tuple(Reject(**reject) for reject in found["rejects"]),
-    )
 
 
 def _attributes(parts: Sequence[ShardSummary]) -> dict[str, dict[str, list[str]]]:

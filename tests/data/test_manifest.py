@@ -278,9 +278,9 @@ def test_too_many_rejects_stop_and_are_listed(tmp_path):
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     path = rows_with_bad(tmp_path, good=4, bad=0)
     source = [Source("train", "manifest", str(path))]
-    from jepa.data import build
+    from jepa.data import plan
 
-    real, made = build.make_record, []
+    real, made = plan.make_record, []
 
     def stops(entry, size):
         if len(made) == 3:
@@ -288,7 +288,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
         made.append(entry.key)
         return real(entry, size)
 
-    monkeypatch.setattr(build, "make_record", stops)
+    monkeypatch.setattr(plan, "make_record", stops)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path / "out", source, records_per_shard=2)
     made.clear()
