@@ -33,14 +33,14 @@ class Layout:
       batch: of the examples; empty where data and fsdp do not divide them.
       heads: of the heads; empty where tensor does not divide those of the keys.
       tokens: of queries, and of keys before they are gathered.
-      free: all axes that may be worked by hand: those larger than one device that no enclosing
-        `jax.shard_map` works already.
+      free: all axes that no enclosing `jax.shard_map` works by hand already, those of one device
+        too (a Pallas kernel wants them all); empty on a single device.
     """
 
     batch: tuple[str, ...]
     heads: tuple[str, ...]
     tokens: tuple[str, ...]
-    free: tuple[str, ...]
+    free: frozenset[str]
 
     def local(self, q: jax.Array, k: jax.Array) -> tuple[int, int, int, int]:
         """A device's part of the `[B, heads, N, M]` products."""
@@ -60,8 +60,9 @@ def layout(q: jax.Array, k: jax.Array) -> Layout:
         batch = ()
     if k.shape[1] == 1 or k.shape[1] % _pieces(heads):
         heads = ()
-    free = tuple(dict.fromkeys(a for name in partition.RULES for a in partition.axes(name)))
-    return Layout(batch, heads, tokens, free)
+    mesh = jax.sharding.get_abstract_mesh()
+    free = set(mesh.axis_names) - set(mesh.manual_axes) if mesh.size > 1 else set()
+    return Layout(batch, heads, tokens, frozenset(free))
 
 
 def on_devices(
@@ -96,7 +97,7 @@ def on_devices(
         local,
         in_specs=(spec, spec, spec, _mask_spec(cut, mask)),
         out_specs=spec,
-        axis_names=set(cut.free),
+        axis_names=cut.free,
         # A Pallas kernel does not say over which axes its result varies.
         check_vma=False,
     )(q, k, v, mask)
