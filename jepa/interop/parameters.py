@@ -179,8 +179,15 @@ def _networks(path: Path) -> dict[str, tuple[Mapping[str, Any], Callable[[], loa
     found = loading.pending(tensors, layout.Layout(leaves))
     said = tuples(json.loads(tensors.metadata.get("fields", "{}")))
     if tensors.metadata.get("part") == "":
-        return {name: (said.get(name, {}), partial(found.__getitem__, name)) for name in found}
-    return {ENCODER: (said, lambda: found)}
+        return {
+            name: (_fields(said.get(name, {})), partial(found.__getitem__, name)) for name in found
+        }
+    return {ENCODER: (_fields(said), lambda: found)}
+
+
+def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config's section as fields of modules, in which nothing is None instead of ()."""
+    return {name: None if value == () else value for name, value in section.items()}
 
 
 def _published(path: Path, config: Mapping[str, Any]) -> registry.Model:

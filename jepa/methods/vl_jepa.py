@@ -22,21 +22,15 @@ from flax.core import unfreeze
 from ml_collections import ConfigDict
 
 from jepa.errors import UserError, check_keys
-from jepa.interop import parameters, starting
-from jepa.methods import text_towers
+from jepa.interop import starting
+from jepa.methods import text_towers, x_encoders
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
 from jepa.methods.paired_loss import PairedLoss, default_loss
 from jepa.methods.vl_jepa_model import default_model, make_predictor, predictor_weights
 from jepa.models import flops as count
-from jepa.models.vit import VideoTransformer
 from jepa.models.vl_jepa import SharedHead
-from jepa.nn.frames import frames_shape, to_float
+from jepa.nn.frames import frames_shape
 from jepa.parallel import partition
-
-# Fields of the X-encoder that change what it computes and the shape of no parameter.
-_FUNCTION = ("heads", "rope", "positions", "table_grid", "pretrain_grid", "gelu")
-# Keys of its section that are no fields of the module.
-_NO_FIELDS = ("weights", "frozen", "learning_rate_factor", "cache_features", "cache_dtype")
 
 
 class VLJEPA:
@@ -46,7 +40,8 @@ class VLJEPA:
         """Builds the networks from `config.model`, `config.loss`, `config.dtype`, `config.seed`.
 
         Raises:
-          UserError: a key of `model` or `loss` that does not exist, or an unknown text tower.
+          UserError: a key of `model` or `loss` that does not exist, an unknown text tower, or an
+            X-encoder that cannot be.
         """
         for section, default in (("model", default_model()), ("loss", default_loss())):
             check_keys(section, config[section], default)
@@ -56,12 +51,7 @@ class VLJEPA:
         # Master weights stay in float32 whatever the compute type, except in a float64 run.
         self.param_dtype = jnp.promote_types(self.dtype, jnp.float32)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x_encoder = dict(self.model.x_encoder)
-        for key in _NO_FIELDS:
-            del x_encoder[key]
-        x_encoder["taps"] = tuple(x_encoder["taps"])
-        x_encoder["table_grid"] = tuple(x_encoder["table_grid"]) or None
-        self.x_encoder = VideoTransformer(**x_encoder, **types)
+        self.x_encoder = x_encoders.make(self.model.x_encoder, types)
         self.predictor = make_predictor(self.model, types)
         self.tower = text_towers.make(self.model.y_encoder, types)
         has_head = self.model.y_encoder.head
@@ -157,8 +147,10 @@ class VLJEPA:
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Params]:
         """Draws parameters for a batch of this structure; there is no mutable state."""
         keys = jax.random.split(rng, 4)
-        video = self._cell() if _is_cached(batch["video"]) else batch["video"]
-        video = to_float(jax.tree.map(lambda x: x[:1], video), self.dtype)
+        cached = _is_cached(batch["video"])
+        video = x_encoders.cell(self.x_encoder) if cached else batch["video"]
+        video = jax.tree.map(lambda x: x[:1], video)
+        video = x_encoders.read(self.x_encoder, video, self.dtype)
         tokens, x_params = self.x_encoder.init_with_output(keys[0], video)
         query = batch["query"]
         ids = jnp.zeros((1, 2), jnp.int32)
@@ -176,24 +168,15 @@ class VLJEPA:
             params["y_encoder"]["head"] = self.head.init(keys[3], features)["params"]
         return unfreeze(params), {}
 
-    def _cell(self) -> jax.Array:
-        """The smallest clip, from which every shape of the X-encoder's parameters follows."""
-        side, frames = self.x_encoder.patch, self.x_encoder.tubelet
-        return jnp.zeros((1, frames, side, side, 3), jnp.uint8)
-
     def pretrained(self) -> Mapping[str, Any]:
         """The weights that the config names, and MiniLM's where it is the Y-encoder.
 
         UserError where they are of other networks than the config's.
         """
         found: dict[str, Any] = {}
-        if self.model.x_encoder.weights:
-            cell = to_float(self._cell(), self.dtype)
-            wanted = jax.eval_shape(self.x_encoder.init, jax.random.key(0), cell)["params"]
-            fields = {name: getattr(self.x_encoder, name) for name in _FUNCTION}
-            found["x_encoder"] = parameters.load_into(
-                self.model.x_encoder.weights, wanted, fields, "config.model.x_encoder.weights"
-            )
+        x_encoder = x_encoders.weights(self.model.x_encoder, self.x_encoder)
+        if x_encoder is not None:
+            found["x_encoder"] = x_encoder
         for name, tree in predictor_weights(self.model.predictor, self.predictor).items():
             found[f"predictor/{name}"] = tree
         tower = text_towers.weights(self.model.y_encoder, self.tower)
@@ -214,7 +197,7 @@ class VLJEPA:
         return ("x_encoder", self._encode_video, x.cache_dtype) if cached else None
 
     def _encode_video(self, encoder: Params, video: Any) -> jax.Array:
-        return _apply(self.x_encoder, encoder, to_float(video, self.dtype))
+        return _apply(self.x_encoder, encoder, x_encoders.read(self.x_encoder, video, self.dtype))
 
     def predict(self, params: Params, tokens: jax.Array, query: Batch) -> jax.Array:
         """Returns predictions `[B*P, S]` from visual tokens `[B, N, D]` and B*P queries."""
@@ -312,7 +295,7 @@ class VLJEPA:
         else:
             clips, frames, height, width = frames_shape(video)
             tokens = math.prod(self.x_encoder.grid(frames, height, width))
-            x_encoder = count.video_transformer(self.x_encoder, frames, height, width)
+            x_encoder = count.x_encoder(self.x_encoder, frames, height, width)
         predictor = count.predictor(
             self.predictor,
             visual_tokens=tokens,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from jepa.interop import starting
+from jepa.methods import x_encoders
 from jepa.models.vl_jepa import Predictor
 from jepa.nn.rotary import LongContext
 
@@ -23,31 +23,7 @@ def default_model() -> ConfigDict:
     return ConfigDict(
         {
             "shared_dim": 256,
-            "x_encoder": {
-                "patch": 16,
-                "tubelet": 2,
-                "width": 256,
-                "depth": 4,
-                "heads": 4,
-                "mlp_ratio": 4.0,
-                "rope": "rotation",
-                "positions": "none",
-                "table_grid": (),  # V-JEPA's and I-JEPA's weights have one
-                "pretrain_grid": placeholder(int),  # 16 for V-JEPA 2.1's
-                "taps": (),  # as in 2.1's, whose norms of them are loaded too
-                "image_tokenizer": False,
-                "gelu": "exact",
-                "remat": "none",
-                # File of `experiments.export`, directory of `experiments.convert` or published
-                # directory to start from (docs/weights.md); "" for a random start.
-                "weights": "",
-                "frozen": False,
-                "learning_rate_factor": 1.0,  # where it is trained
-                # Encode every training clip once, in `cache_dtype`, before the first step; for a
-                # frozen encoder and one view of each clip.
-                "cache_features": False,
-                "cache_dtype": "float16",
-            },
+            "x_encoder": x_encoders.default(),
             "predictor": {
                 "width": 256,
                 "depth": 2,

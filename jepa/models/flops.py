@@ -12,6 +12,7 @@ scanned stack once, whatever its depth.
 from __future__ import annotations
 
 from jepa.models.gemma import EmbeddingGemma
+from jepa.models.image_tower import ImageTower
 from jepa.models.llama import Llama, LlamaStack
 from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.minilm import MiniLM
@@ -80,6 +81,26 @@ def video_transformer(
         heads=model.heads,
         mlp_width=model.mlp_width(),
     )
+
+
+def image_tower(model: ImageTower, frames: int, height: int, width: int) -> float:
+    """One clip of this size in pixels, frame by frame."""
+    _, high, wide = model.grid(frames, height, width)
+    each = linear(high * wide, model.patch**2 * 3, model.width) + blocks(
+        tokens=model.prefix() + high * wide,
+        depth=model.depth,
+        width=model.width,
+        heads=model.heads,
+        mlp_width=model.mlp_width(),
+        gated=model.gated,
+    )
+    return frames * each
+
+
+def x_encoder(model: VideoTransformer | ImageTower, frames: int, height: int, width: int) -> float:
+    """One clip of this size in pixels, through either kind of X-encoder."""
+    count = image_tower if isinstance(model, ImageTower) else video_transformer
+    return count(model, frames, height, width)  # type: ignore[arg-type]
 
 
 def mask_predictor(model: MaskPredictor, *, context: int, targets: int, inputs: int) -> float:

@@ -12,7 +12,7 @@ from experiments import convert
 from jepa import methods
 from jepa.errors import UserError
 from jepa.interop import converted, parameters, paths, starting
-from jepa.methods.vl_jepa import _FUNCTION
+from jepa.methods.x_encoders import FUNCTION
 from jepa.parallel import partition
 
 SIZES = {"width": 48, "depth": 2, "heads": 2, "patch": 8, "tubelet": 2, "rope": "tiled"}
@@ -82,4 +82,6 @@ def test_another_encoder_is_refused(directory, tmp_path):
 
 
 def test_plans_say_all_that_decides_the_function(directory):
-    assert set(_FUNCTION) <= set(converted.about(directory / "converted")["fields"]["encoder"])
+    assert set(FUNCTION["video"]) <= set(
+        converted.about(directory / "converted")["fields"]["encoder"]
+    )
