@@ -7,7 +7,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-baselines demo-long test test-slow lint types clean
+.PHONY: help demo demo-baselines demo-long test test-slow test-beam lint types clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,11 @@ test: $(VENV)/.test-installed $(VENV)/.libtpu-installed  ## Run the tests (under
 
 test-slow: $(VENV)/.test-installed $(VENV)/.libtpu-installed  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-beam:  ## Test data preparation with Apache Beam, in an environment of its own
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/pip install --disable-pip-version-check -q -e ".[beam]" "pytest>=8"
+	$(VENV)-beam/bin/python -m pytest -q tests/data/test_beam.py
 
 lint: $(VENV)/.test-installed  ## Check style and formatting
 	$(BIN)/ruff check .

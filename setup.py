@@ -46,6 +46,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
+        # Best in an environment of its own: Beam wants older protobuf and pillow than are pinned.
+        "beam": ["apache-beam>=2.77,<3"],
         # torch and transformers are oracles for the parity tests, never imported by the library.
         "test": [
             "pytest>=8",

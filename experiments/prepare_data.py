@@ -6,6 +6,12 @@
     python -m experiments.prepare_data --output data/mine --folder ~/videos --transcode-size 256
     python -m experiments.prepare_data --output data/mine --webdataset 'tars/*.tar' --split train
 
+Millions of videos are prepared by Apache Beam on many machines, whose options follow after `--`
+(BUILD.md):
+
+    python -m experiments.prepare_data --output gs://bucket/mine --manifest gs://bucket/all.jsonl
+        --runner DataflowRunner -- --project=... --region=... --temp_location=gs://bucket/tmp
+
 Nothing is to be prepared for IDX files, folders of classes and TFDS sets, which are read in place.
 A stopped run goes on where it was; a finished one is left alone. Columns of a manifest and the
 layout of tar files: docs/data.md.
@@ -17,11 +23,11 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 
 from experiments import cli
 from jepa.data import build, plan
 from jepa.data.dataset import Dataset
+from jepa.data.storage import is_address
 from jepa.data.world import DEMO_CLIPS, write_world
 from jepa.data.writer import REJECTS_FILE
 from jepa.errors import UserError
@@ -41,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", help=f"where the dataset goes (the world: {WORLD_OUTPUT})"
     )
     result.add_argument(
-        "--processes", type=int, default=_cores(), help="worker processes (default: %(default)s)"
+        "--processes", type=int, help=f"worker processes (default: {_cores()}, the cores)"
     )
     world = result.add_argument_group("the world of coloured shapes (without a source of videos)")
     world.add_argument(
@@ -94,21 +100,44 @@ def parser() -> argparse.ArgumentParser:
         metavar="FRACTION",
         help="stop when more than this are rejected (default: %(default)s)",
     )
+    own.add_argument(
+        "--runner",
+        help="let Apache Beam write own videos on many machines: DirectRunner, DataflowRunner, "
+        "FlinkRunner, SparkRunner; the runner's options follow after -- (BUILD.md)",
+    )
     return result
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the dataset that the command line asks for, and say what is in it."""
     cli.interrupt_on_terminate()
-    options = parser().parse_args(argv)
-    if options.processes < 1:
+    given, flags = _split(sys.argv[1:] if argv is None else argv)
+    options = parser().parse_args(given)
+    _check_runner(options, flags)
+    if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes is {options.processes}; give at least 1")
     sources = _sources(options)
+    if sources and options.runner:
+        _write_with_beam(options, sources, flags)
+        return
     if sources:
         output = _write_own(options, sources)
     else:
         output = _write_world(options)
     _report(output)
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Our arguments and those of Beam's runner, which follow after `--`."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return argv[:end], argv[end + 1 :]
+
+
+def _check_runner(options: argparse.Namespace, flags: list[str]) -> None:
+    if flags and not options.runner:
+        raise UserError(f"{flags[0]} is for Beam; name a --runner, or leave it out")
+    if options.runner and options.processes is not None:
+        raise UserError("--processes is for this machine; with --runner give Beam's own options")
 
 
 def _sources(options: argparse.Namespace) -> list[plan.Source]:
@@ -120,15 +149,12 @@ def _sources(options: argparse.Namespace) -> list[plan.Source]:
             if not given or not split.isidentifier() or os.path.exists(argument):
                 split, location = options.split, argument
             label = options.folder_label if kind == "folder" else None
-            sources.append(plan.Source(split, kind, str(Path(location).expanduser()), label))
+            sources.append(plan.Source(split, kind, os.path.expanduser(location), label))
     return sources
 
 
 def _write_own(options: argparse.Namespace, sources: list[plan.Source]) -> str:
-    if options.world_clips or options.seed is not None:
-        raise UserError("--world-clips and --seed make the world; leave them out for own videos")
-    if not options.output:
-        raise UserError("--output is missing; name the directory where the dataset goes")
+    _check_own(options)
     build.write_dataset(
         options.output,
         sources,
@@ -137,19 +163,54 @@ def _write_own(options: argparse.Namespace, sources: list[plan.Source]) -> str:
         transcode_size=options.transcode_size,
         caption_queries=options.caption_query,
         max_rejects=options.max_rejects,
-        processes=options.processes,
+        processes=options.processes or _cores(),
     )
     return options.output
 
 
+def _write_with_beam(
+    options: argparse.Namespace, sources: list[plan.Source], flags: list[str]
+) -> None:
+    _check_own(options)
+    from jepa.data import beam  # only here: it needs Apache Beam
+
+    counters = beam.write_dataset(
+        options.output,
+        sources,
+        plan.Options(
+            options.records_per_shard,
+            options.transcode_size,
+            options.caption_query,
+            options.max_rejects,
+        ),
+        name=options.name,
+        runner=options.runner,
+        flags=flags,
+    )
+    print("written now: " + (", ".join(f"{n} {k}" for k, n in counters.items()) or "nothing"))
+    if is_address(options.output):
+        print(f"{options.output}: complete; train from a mount or a copy of it (BUILD.md)")
+    else:
+        _report(options.output)
+
+
+def _check_own(options: argparse.Namespace) -> None:
+    if options.world_clips or options.seed is not None:
+        raise UserError("--world-clips and --seed make the world; leave them out for own videos")
+    if not options.output:
+        raise UserError("--output is missing; name the directory where the dataset goes")
+
+
 def _write_world(options: argparse.Namespace) -> str:
-    for name in ("transcode_size", "folder_label", "name"):
+    for name in ("transcode_size", "folder_label", "name", "runner"):
         if getattr(options, name):
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} is for own videos; name a --manifest, --folder or tar files")
     output = options.output or WORLD_OUTPUT
     clips = _clips(options.world_clips) if options.world_clips else DEMO_CLIPS
-    write_world(output, seed=options.seed or 0, clips=clips, processes=options.processes)
+    write_world(
+        output, seed=options.seed or 0, clips=clips, processes=options.processes or _cores()
+    )
     return output
 
 

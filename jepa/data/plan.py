@@ -19,6 +19,7 @@ from jepa.data import schema
 from jepa.data.entries import Entry, make_record
 from jepa.data.manifest import read_folder, read_manifest
 from jepa.data.shards import Reject
+from jepa.data.storage import is_address
 from jepa.data.webdataset import find_tars, read_tar
 from jepa.errors import UserError
 
@@ -161,7 +162,12 @@ def plan_source(source: Source, options: Options) -> Part:
         return plan_tars(source.split, found, options)
     if source.kind == "folder":
         return plan_entries(source.split, read_folder(source.location, source.label), options)
-    entries, unknown = read_manifest(source.location)
+    return plan_manifest(source, source.location, options)
+
+
+def plan_manifest(source: Source, file: str, options: Options) -> Part:
+    """The part of a manifest, whose contents are in `file`."""
+    entries, unknown = read_manifest(file)
     if unknown:
         print(f"{source.location}: columns not used: {', '.join(unknown)}", file=sys.stderr)
     return plan_entries(source.split, entries, options)
@@ -200,6 +206,37 @@ def records(job: Job) -> Iterator[schema.Record | Reject]:
         return
     for entry in job.entries:
         yield entry if isinstance(entry, Reject) else make_record(entry, job.transcode_size)
+
+
+def plan_text(job: Job, base: str = "") -> str:
+    """A job as JSON; `base` is what the addresses of its videos are relative to."""
+    values = dataclasses.asdict(job)
+    for entry in values["entries"]:
+        if "path" in entry:  # a reject has none
+            entry["path"] = os.path.abspath(entry["path"])
+    if job.tar and not is_address(job.tar):
+        values["tar"] = os.path.abspath(job.tar)
+    return json.dumps({**values, "base": base}, ensure_ascii=False)
+
+
+def read_plan(text: str) -> tuple[Job, str]:
+    """The job and base that `plan_text` was given."""
+    values = json.loads(text)
+    base = values.pop("base")
+    values["entries"] = tuple(map(_item, values["entries"]))
+    return Job(**values), base
+
+
+def _item(values: dict[str, Any]) -> Entry | Reject:
+    if "reason" in values:
+        return Reject(**values)
+    captions = tuple(schema.Caption(**caption) for caption in values["captions"])
+    questions = tuple(
+        schema.Question(**{**question, "candidates": tuple(question["candidates"])})
+        for question in values["questions"]
+    )
+    found = {**values, "path": Path(values["path"]), "captions": captions, "questions": questions}
+    return Entry(**found)
 
 
 def _describe(item: Entry | Reject) -> list[Any]:

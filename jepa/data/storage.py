@@ -51,6 +51,11 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             partial.unlink(missing_ok=True)
 
 
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether something names a bucket, not a path."""
+    return "://" in str(path)
+
+
 def temporary(path: Path) -> Path:
     """A name beside `path` that no other writer takes.
 

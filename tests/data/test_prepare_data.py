@@ -1,6 +1,7 @@
 """The command: what it writes, what it says, and how it ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,6 +79,8 @@ def test_a_folder_with_labels(tmp_path):
         (["--folder", "none", "--output", "o"], "is not a folder"),
         (["--manifest", "none.csv", "--output", "o"], "No such file"),
         (["--transcode-size", "64"], "is for own videos"),
+        (["--runner", "DirectRunner"], "is for own videos"),
+        (["--folder", "x", "--output", "o", "--", "--project=p"], "name a --runner"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, words):
@@ -87,6 +90,16 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys
     assert said.startswith("error: ")
     assert words in said
     assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_beam_a_runner_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "jepa.data.beam", raising=False)
+    with pytest.raises(UserError, match=re.escape('pip install -e ".[beam]"')):
+        prepare_data.main(
+            ["--output", str(tmp_path / "o"), "--folder", "x", "--runner", "DirectRunner"]
+        )
     assert not list(tmp_path.iterdir())
 
 
