@@ -31,6 +31,7 @@ from jepa.errors import UserError
 from jepa.evaluation import baselines, comparison, headline, poster, report, results
 from jepa.evaluation.suite import Evaluator
 from jepa.methods.base import Method
+from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import costs, metrics, optimizer, phases, workdir
@@ -184,15 +185,16 @@ def config_name(path: str) -> str:
 
 def _from_flags() -> None:
     config, directory = train.from_flags()
-    main(
-        config,
-        directory,
-        checkpoint=CHECKPOINT.value,
-        name=config_name(config_flags.get_config_filename(flags.FLAGS["config"])),
-        devices=train.DEVICES.value,
-        picture=PICTURE.value,
-        compared=baselines.parse(BASELINES.value),
-    )
+    with hosts.together():
+        main(
+            config,
+            directory,
+            checkpoint=CHECKPOINT.value,
+            name=config_name(config_flags.get_config_filename(flags.FLAGS["config"])),
+            devices=train.DEVICES.value,
+            picture=PICTURE.value,
+            compared=baselines.parse(BASELINES.value),
+        )
 
 
 if __name__ == "__main__":

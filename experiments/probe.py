@@ -29,6 +29,7 @@ from jepa.data.config import DataConfig
 from jepa.errors import UserError
 from jepa.evaluation import probes, probes_config, probes_features, probes_results
 from jepa.methods.base import Method
+from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import workdir
@@ -250,7 +251,8 @@ def _from_flags() -> None:
         online=ONLINE.value,
         frame_control=FRAME_CONTROL.value,
     )
-    main(config, directory, wanted, devices=train.DEVICES.value)
+    with hosts.together():
+        main(config, directory, wanted, devices=train.DEVICES.value)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from jepa.data import dataset, loader, sources
 from jepa.errors import UserError
 from jepa.evaluation import held_out, suite
 from jepa.methods import Method
+from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import costs, features, loop, phases, video_features, workdir
@@ -45,6 +46,18 @@ DEVICES = flags.DEFINE_integer(
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a pod or cluster (jax.distributed)."
+)
+HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout",
+    hosts.HEARTBEAT,
+    "Seconds without a sign of life after which a process counts as dead, and the others end.",
+    lower_bound=1,
+)
+BARRIER_TIMEOUT = flags.DEFINE_integer(
+    "barrier_timeout",
+    hosts.BARRIER,
+    "Seconds to wait for the other processes: to join, and before restoring, evaluating or saving.",
+    lower_bound=1,
 )
 COMPILE_CACHE = flags.DEFINE_string(
     "compile_cache",
@@ -66,7 +79,7 @@ def setup(config: ConfigDict, *, devices: int | None = None) -> None:
     sizes = list(config.mesh.values())
     if devices is None and all(size > 0 for size in sizes):
         # The mesh is over all processes; a remainder is for the check of the mesh to name.
-        devices = max(math.prod(sizes) // _process_count(), 1)
+        devices = max(math.prod(sizes) // hosts.count(), 1)
     if devices is not None:
         meshes.set_cpu_devices(devices)
     if not flags.FLAGS.is_parsed() or not flags.FLAGS["verbosity"].present:
@@ -76,18 +89,6 @@ def setup(config: ConfigDict, *, devices: int | None = None) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         log.addHandler(handler)
-
-
-def _process_count() -> int:
-    """Returns the number of processes, which `jax.process_count` can say only once it is too late.
-
-    Counting through JAX starts its backend, and the number of CPU devices is fixed by then.
-    """
-    if not jax.distributed.is_initialized():
-        return 1
-    from jax._src import distributed
-
-    return distributed.global_state.num_processes or 1
 
 
 def distrust_cache(mesh: jax.sharding.Mesh) -> None:
@@ -269,8 +270,11 @@ def main(
     return loop.train_phases(config, directory, parts=Parts(mesh, directory), mesh=mesh)
 
 
-def from_flags() -> tuple[ConfigDict, str]:
+def from_flags(*, preemption: bool = False) -> tuple[ConfigDict, str]:
     """Returns the config and the workdir of the command line; this process is set up as it says.
+
+    Args:
+      preemption: of several processes, whether SIGTERM is to stop them all at one step.
 
     Raises:
       UserError: one of them is not given, or the workdir is no path.
@@ -282,7 +286,11 @@ def from_flags() -> tuple[ConfigDict, str]:
         jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if DISTRIBUTED.value:
-        jax.distributed.initialize()
+        hosts.join(
+            heartbeat=HEARTBEAT_TIMEOUT.value,
+            timeout=BARRIER_TIMEOUT.value,
+            preemption=preemption,
+        )
     return CONFIG.value, WORKDIR.value
 
 
@@ -295,8 +303,9 @@ def check_path(directory: str) -> None:
 
 
 def _from_flags() -> None:
-    config, directory = from_flags()
-    main(config, directory, devices=DEVICES.value)
+    config, directory = from_flags(preemption=True)
+    with hosts.together():
+        main(config, directory, devices=DEVICES.value)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from jepa.data.jobs import Progress
 from jepa.errors import UserError
 from jepa.methods.base import Method, Params
 from jepa.nn.frames import Video, to_rgb
+from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
 from jepa.parallel.partition import path_name
 
@@ -190,7 +191,7 @@ class FeatureStore:
         if missing:
             writers = {kind: self._begin(paths[kind], kind, len(numbers)) for kind in missing}
             self._compute(encoder, data, view, numbers, writers)
-            _wait("features written")
+            hosts.barrier("read features")
             for kind in missing:
                 found[kind] = _read(paths[kind])
         self.computed += len(missing)
@@ -354,11 +355,6 @@ def _agreed(missing: list[str], kinds: Sequence[str]) -> list[str]:
     flags = np.array([kind in missing for kind in kinds])
     told = np.asarray(multihost_utils.broadcast_one_to_all(flags))
     return [kind for kind, absent in zip(kinds, told, strict=True) if absent]
-
-
-def _wait(why: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(why)
 
 
 def digest_of_words(said: Any) -> str:

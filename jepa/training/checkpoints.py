@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jepa.errors import UserError
+from jepa.parallel import hosts
 from jepa.training import disk
 from jepa.training.state import TrainState
 
@@ -157,6 +158,7 @@ class Checkpoints:
         Raises:
           UserError: if this or the previous save found no room on the disk.
         """
+        hosts.barrier(f"save step {step}")
         about = {
             "loader": dict(data),
             "fingerprint": int(_fingerprint(state)),
@@ -183,6 +185,7 @@ class Checkpoints:
         with disk.room_for(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+        hosts.barrier("finish saving")
 
     def close(self) -> None:
         """Waits for the last save and releases Orbax's threads."""
@@ -204,6 +207,7 @@ class Checkpoints:
         Raises:
           UserError: if there are checkpoints and none can be read.
         """
+        hosts.barrier("restore")
         damaged: list[int] = []
         for step in reversed(_of_first_process(self.steps())):
             restored, why = self._try(step, _shapes_at(shapes, step))
@@ -255,8 +259,7 @@ class Checkpoints:
                 target = aside / str(step)
                 shutil.rmtree(target, ignore_errors=True)
                 shutil.move(self.directory / str(step), target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        hosts.barrier("set damaged checkpoints aside")
         self._manager.reload()
 
 

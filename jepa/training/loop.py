@@ -23,6 +23,7 @@ from jepa.data.prefetch import prefetch
 from jepa.data.storage import storing
 from jepa.errors import UserError
 from jepa.methods.base import Method
+from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import disk, flops, metrics, phases, workdir
@@ -141,8 +142,7 @@ def _train(
     configs.check_best(config, (f"{name}/" for name in evaluators))
     workdir.check(directory, config)
     total = made[-1].phase.last
-    if main:
-        held.enter_context(workdir.locked(directory))
+    held.enter_context(workdir.locked(directory))
     checkpoints = Checkpoints(
         directory / "checkpoints",
         keep_last=settings.keep_last,
@@ -378,6 +378,7 @@ def _evaluate(
     run: _Run, evaluators: Mapping[str, Evaluator], state: TrainState, done: int
 ) -> dict[str, float]:
     with run.clock.on("evaluate"):
+        hosts.barrier(f"evaluate at step {done}")
         values = {
             f"{name}/{key}": float(value)
             for name, evaluator in evaluators.items()

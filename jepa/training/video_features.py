@@ -31,6 +31,7 @@ from jepa.data.prefetch import put
 from jepa.data.video_features import DTYPES, VideoFeatures, VideoFeaturesWriter
 from jepa.errors import UserError
 from jepa.methods.base import Method
+from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
 from jepa.training import fingerprint
 from jepa.training.features import check_writable
@@ -222,8 +223,7 @@ def _compute(
                 writer.write(index, features, bad, time.perf_counter() - begin)
     if jax.process_index() == 0:
         writer.finish()
-    if several:
-        multihost_utils.sync_global_devices("features written")
+    hosts.barrier("read the features of clips")
 
 
 def _batches(view: EvalSet, numbers: np.ndarray, mesh: Mesh) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from jepa.data.config import default_data_config
 from jepa.data.storage import storing, write_atomically
 from jepa.errors import UserError
+from jepa.parallel import hosts
 from jepa.training import config as configs
 from jepa.training import phases
 
@@ -178,9 +179,15 @@ def claim(workdir: str | Path, config: Any) -> None:
 def locked(workdir: str | Path) -> Iterator[None]:
     """Holds the directory against a second run; the system lets go of it however the run ends.
 
+    Of several processes the first one holds it, for all of them, before any goes on.
+
     Raises:
       UserError: another run trains there, or the directory cannot be made.
     """
+    if hosts.index():
+        hosts.barrier("start")
+        yield
+        return
     path = Path(workdir) / ".lock"
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +203,7 @@ def locked(workdir: str | Path) -> Iterator[None]:
                 ) from error
             # Some network and bucket file systems know no locks.
             log.warning("%s cannot be locked (%s); start no second run there", path, error)
+        hosts.barrier("start")
         yield
 
 
