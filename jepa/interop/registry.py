@@ -121,6 +121,7 @@ _WHERE: Mapping[str, tuple[str, str]] = {
     "v_jepa": ("v_jepa", "V_JEPA"),
     "v_jepa_2": ("v_jepa_2", "MODEL"),
     "v_jepa_2_classifier": ("v_jepa_2", "CLASSIFIER"),
+    "v_jepa_2_probe": ("v_jepa_2_probe", "MODEL"),
     "v_jepa_2_1": ("v_jepa_2_1", "MODEL"),
 }
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,29 @@ class Tensors:
     def with_config(self, config: Mapping[str, Any]) -> Tensors:
         """Returns these tensors with another `config`."""
         return Tensors(self.path, self._entries, config, self.metadata)
+
+    def split(self, name: str, names: Sequence[str]) -> Tensors:
+        """Returns these tensors with one cut along its first dimension into equal parts.
+
+        Raises:
+          UserError: it cannot be cut so.
+        """
+        entries = dict(self._entries)
+        entry = entries.pop(name)
+        rows, rest = divmod((*entry.shape, 0)[0], len(names))
+        if rest or not rows:
+            raise UserError(
+                f"{self.path}: {name} of shape {entry.shape} is not {len(names)} in one; take the "
+                "model's own file"
+            )
+        step = math.prod(entry.shape[1:]) if entry.strides is None else entry.strides[0]
+        for i, part in enumerate(names):
+            entries[part] = dataclasses.replace(
+                entry,
+                offset=entry.offset + i * rows * step * entry.dtype.itemsize,
+                shape=(rows, *entry.shape[1:]),
+            )
+        return Tensors(self.path, entries, self.config, self.metadata)
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """Reads a tensor, or some rows (of the first dimension) of it, from the disk.

@@ -76,6 +76,7 @@ class AttentiveProbe(nn.Module):
       depth: blocks, the cross-attention included.
       heads: H, of every block; divides D.
       mlp_ratio: hidden width of the MLPs over D.
+      eps: of the LayerNorms; the probes that Meta published have 1e-5.
       dtype: of the computation; param_dtype: of the parameters.
     """
 
@@ -83,6 +84,7 @@ class AttentiveProbe(nn.Module):
     depth: int = 4
     heads: int = 16
     mlp_ratio: float = 4.0
+    eps: float = 1e-6
     dtype: Any = "float32"
     param_dtype: Any = "float32"
 
@@ -92,23 +94,22 @@ class AttentiveProbe(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = tokens.shape[-1]
         hidden = round(width * self.mlp_ratio)
+        norm = partial(LayerNorm, eps=self.eps, **types)
         x = tokens.astype(self.dtype)
         if self.depth > 1:
             block = partial(
                 PreNormBlock,
                 attention=partial(Attention, heads=self.heads, **types),
                 mlp=partial(GeluMlp, hidden=hidden, **types),
-                norm=partial(LayerNorm, **types),
+                norm=norm,
             )
             stack = Stack(block, self.depth - 1)
             nn.share_scope(self, stack)
             x, _ = stack(x)
         start = self.param("query", table_init, (1, width), self.param_dtype)
         query = jnp.broadcast_to(start.astype(self.dtype), (x.shape[0], 1, width))
-        seen = LayerNorm(name="norm1", **types)(x)
+        seen = norm(name="norm1")(x)
         query = query + CrossAttention(self.heads, name="cross", **types)(query, seen)
-        query = query + GeluMlp(hidden, name="mlp", **types)(
-            LayerNorm(name="norm2", **types)(query)
-        )
+        query = query + GeluMlp(hidden, name="mlp", **types)(norm(name="norm2")(query))
         logits = Linear(self.classes, name="head", **types)(query[:, 0])
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -13,10 +13,13 @@ import torch
 from image_models import DEPTH, KINDS, PATCH, SIDE, WIDTH
 from transformers import SiglipConfig, SiglipModel, ViTConfig, ViTForImageClassification
 
+from configs.vl_jepa import quickstart
 from experiments import convert
+from jepa import methods
 from jepa.errors import UserError
-from jepa.interop import converted, parameters
-from jepa.models.image_tower import AttentionPooling, ImageTower
+from jepa.interop import converted, parameters, starting
+from jepa.methods import x_encoders
+from jepa.models.image_tower import IMAGE_TOWERS, AttentionPooling, ImageTower
 
 jit = partial(jax.jit, compiler_options=hugging.FAST)
 # More rows, fewer columns than the table of positions has.
@@ -187,3 +190,55 @@ def test_a_directory_that_contradicts_itself_is_refused(models, tmp_path):
     with pytest.raises(UserError, match="is truncated"):
         convert.convert("dinov2", published, tmp_path / "converted")
     assert not list(tmp_path.glob("converted*"))
+
+
+def x_encoder(models, kind, weights, **changes):
+    """VL-JEPA with that tower as its X-encoder."""
+    config = quickstart.get_config()
+    fields = models(kind)[3]["encoder"]
+    config.model.x_encoder = x_encoders.default()
+    config.model.x_encoder.update({"kind": "image", **fields, "weights": str(weights), **changes})
+    return methods.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["registers", pytest.param("siglip", marks=pytest.mark.slow)])
+def test_vl_jepa_s_x_encoder_is_the_published_tower_frame_by_frame(models, kind, tmp_path):
+    theirs, directory, _, fields = models(kind)
+    shape = (2, 3, OTHER[0] * PATCH, OTHER[1] * PATCH, 3)
+    video = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    if kind == "siglip":
+        mean = std = [0.5] * 3
+    frames = ((video / 255 - mean) / std).reshape(-1, *shape[2:]).astype(np.float32)
+    with torch.no_grad():
+        expected = image_models.run(theirs, frames).last_hidden_state
+    expected = expected[:, -OTHER[0] * OTHER[1] :].reshape(2, -1, WIDTH)
+    exported = tmp_path / "exported.safetensors"
+    config = x_encoder(models, kind, "").model.x_encoder.to_dict()
+    about = {"fields": json.dumps(config), "part": "x_encoder", "method": "vl_jepa"}
+    parameters.save(exported, models(kind)[2]["encoder"], about)
+    for weights in (directory / "published", directory / "converted", exported):
+        method = x_encoder(models, kind, weights)
+        found = starting.read(method.pretrained()["x_encoder"])
+        jax.tree.map(np.testing.assert_array_equal, found, models(kind)[2]["encoder"])
+    hugging.assert_close(jit(method.visual_tokens)({"x_encoder": found}, video), expected)
+    for changes, complaint in (
+        ({"normalisation": "half" if mean[0] < 0.5 else "imagenet"}, "made with normalisation="),
+        ({"heads": 4}, "made with heads=2"),
+        ({"resize": "linear"}, "made with resize="),
+        ({"table_grid": (1, 2, 2)}, "made with table_grid=.1, 3, 3. and the config says .1, 2, 2."),
+        ({"depth": 3}, "has of another shape: blocks/"),
+    ):
+        for weights in (directory / "published", exported):
+            with pytest.raises(UserError, match=complaint):
+                x_encoder(models, kind, weights, **changes).pretrained()
+    # What was trained goes back into the frame that it came from.
+    name = KINDS[kind][0]
+    convert.convert(name, exported, tmp_path / "back", like=directory / "published")
+    assert hugging.tensors(tmp_path / "back") == hugging.tensors(directory / "published")
+
+
+def test_plans_say_all_that_decides_the_function(models):
+    said = models("registers")[3]["encoder"]
+    assert set(x_encoders.FUNCTION["image"]) - {"temporal"} <= set(said)
+    assert set(IMAGE_TOWERS["dinov2_with_registers_giant"]) <= set(said)
