@@ -45,7 +45,7 @@ class Chip:
 
 CHIPS = (
     Chip("TPU v3", 61.5e12),  # of one of the two cores, which JAX shows as a device
-    Chip("TPU v4", 275e12, 30.75 * GIB, 1200 * GB, 300 * GB),
+    Chip("TPU v4", 275e12),
     Chip("TPU v5 lite", 197e12, 15.75 * GIB, 800 * GB, 200 * GB),
     Chip("TPU v5e", 197e12, 15.75 * GIB, 800 * GB, 200 * GB),
     Chip("TPU v5p", 459e12, 95.74 * GIB, 2765 * GB, 600 * GB),
@@ -66,7 +66,7 @@ CHIPS = (
     Chip("B200", 2250e12),
 )
 # Names of topologies, before the colon.
-TPUS = {"v4": "TPU v4", "v5e": "TPU v5e", "v5p": "TPU v5p", "v6e": "TPU v6e"}
+TPUS = {"v5e": "TPU v5e", "v5p": "TPU v5p", "v6e": "TPU v6e"}
 GPUS = {"h100": "H100", "h200": "H200"}
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jepa.errors import UserError
 
@@ -68,17 +69,22 @@ def _sizes(shape: Mapping[str, int], count: int) -> tuple[int, ...]:
     return tuple(int(filled.get(name, 1)) for name in AXES)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def using(mesh: Mesh | AbstractMesh) -> AbstractContextManager[Any]:
+    """The context in which programs are traced for a mesh, which may have names and sizes only."""
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh)
+
+
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Cuts the leading (batch) dimension over data and fsdp; other dimensions are replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """The number of pieces that the batch is cut into; a global batch must be a multiple of it."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jepa.methods.base import Batch, Method, Metrics, Outputs
 from jepa.parallel import mesh as meshes
@@ -141,8 +141,8 @@ class Compiled:
         return self.program(state, batch)
 
 
-def lower(step: TrainStep, mesh: Mesh, state: TrainState, batch_spec: Any) -> Any:
-    """Returns the step lowered for a mesh, which may be one that is only described.
+def trace(step: TrainStep, mesh: Mesh | AbstractMesh, state: TrainState, batch_spec: Any) -> Any:
+    """Returns the step traced for a mesh, which may be one that is only described.
 
     Args:
       step: the pure step.
@@ -156,14 +156,21 @@ def lower(step: TrainStep, mesh: Mesh, state: TrainState, batch_spec: Any) -> An
 
     of_state = jax.tree.map(lambda x: x.sharding, state)
     of_batch = jax.tree.map(lambda _: meshes.batch_sharding(mesh), batch_spec)
-    with jax.set_mesh(mesh):
+    with meshes.using(mesh):
         jitted = jax.jit(
             train_step,
             in_shardings=(of_state, of_batch),
             out_shardings=(of_state, meshes.replicated(mesh)),
             donate_argnums=0,
         )
-        return jitted.lower(state, batch_spec)
+        return jitted.trace(state, batch_spec)
+
+
+def lower(step: TrainStep, mesh: Mesh, state: TrainState, batch_spec: Any) -> Any:
+    """Returns the step lowered for a mesh; arguments as for `trace`."""
+    traced = trace(step, mesh, state, batch_spec)
+    with jax.set_mesh(mesh):
+        return traced.lower()
 
 
 def compile_step(step: TrainStep, mesh: Mesh, state: TrainState, batch_spec: Any) -> Compiled:

@@ -1,0 +1,150 @@
+"""The train step of a phase for GPUs that are not there: what it would need, by counting.
+
+There is no compiler for GPUs without a GPU's libraries, so the step is traced and lowered for a
+mesh that has names and sizes only, and its memory is added up:
+
+  the train state and the batch, exactly, by their shardings;
+  the gradients, one number of the parameter's type for each trained parameter, cut like it;
+  what the backward pass keeps of the forward pass, as JAX says it (the residuals of `jax.vjp`), cut
+  over the batch axes; of one micro-batch where there are several;
+  what one layer keeps while it is differentiated: the residuals without rematerialisation beyond
+  those with it, over the number of layers.
+
+Not in it: the gathered parameters of the layers at work, workspaces, the allocator's gaps.
+Attention is traced in its plain forms, since cuDNN's needs a GPU to be traced. Time is that of the
+arithmetic alone, at the published peak; memory traffic and the network are left out, so the
+utilisation is an upper bound.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from ml_collections import ConfigDict
+
+from jepa import methods
+from jepa.methods.base import Method
+from jepa.parallel import mesh as meshes
+from jepa.parallel import products
+from jepa.parallel.chips import Topology
+from jepa.training.ahead import Ahead, Memory, per_device
+from jepa.training.metrics import count
+from jepa.training.optimizer import merge, split
+from jepa.training.prepare import Prepared
+from jepa.training.roofline import COMPUTE, Roofline
+from jepa.training.step import trace
+
+
+def mesh(topology: Topology, sizes: Mapping[str, int]) -> AbstractMesh:
+    """Returns a mesh of GPUs that has names and sizes only.
+
+    Args:
+      topology: how many there are, and of which kind.
+      sizes: of all axes; they multiply to that number.
+    """
+    device = AbstractDevice(f"NVIDIA {topology.chip.kind}", None, "cuda")
+    return AbstractMesh(
+        tuple(sizes[axis] for axis in meshes.AXES),
+        meshes.AXES,
+        axis_types=(AxisType.Auto,) * len(meshes.AXES),
+        abstract_device=device,
+    )
+
+
+def estimate(prepared: Prepared, mesh: Any, topology: Topology, batch_spec: Any) -> Ahead:
+    """Traces and lowers a phase's step for GPUs, and counts what it needs.
+
+    Args:
+      prepared: the phase, on this mesh.
+      mesh: as from `mesh`.
+      topology: what it was made of.
+      batch_spec: tree of ShapeDtypeStruct of the global batch.
+    """
+    assert topology.chip.memory is not None
+    begin = time.perf_counter()
+    state = prepared.initializer.shapes
+    traced = trace(prepared.step, mesh, state, batch_spec)
+    done = products.flops(traced.jaxpr) / mesh.size
+    with meshes.using(mesh):
+        traced.lower(lowering_platforms=("cuda",))
+    middle = time.perf_counter()
+    trainable, _ = split(state.params, prepared.method.requirements.frozen)
+    arguments = per_device(state) + per_device(batch_spec, mesh)
+    temporaries = per_device(trainable) + _activations(prepared, mesh, batch_spec)
+    total = arguments + temporaries
+    useful = prepared.method.flops(batch_spec)
+    seconds = done / topology.chip.flops
+    utilisation = useful / mesh.size / topology.chip.flops / seconds
+    return Ahead(
+        parameters=count(state.params),
+        trained=count(trainable),
+        memory=Memory(arguments, temporaries, None, total, topology.chip.memory),
+        fits=total <= topology.chip.memory,
+        useful=useful,
+        done=done,
+        moved=None,
+        collectives={},
+        roofline=Roofline(
+            seconds, None, {}, seconds, seconds, utilisation, utilisation, f"{COMPUTE}, all counted"
+        ),
+        seconds=(middle - begin, time.perf_counter() - middle),
+    )
+
+
+def _activations(prepared: Prepared, mesh: Any, batch_spec: Any) -> float:
+    """Bytes of a device's residuals, and of those of a layer at work."""
+    config = prepared.phase.config
+    parts = config.train.accumulate
+    micro = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype), batch_spec
+    )
+    plain = config.copy_and_resolve_references()
+    depths = _without_remat(plain.model)
+    with meshes.using(mesh):
+        kept = _residuals(prepared.method, prepared, micro)
+        everything = _residuals(methods.from_config(plain), prepared, micro)
+    layer = max(everything - kept, 0.0) / max(min(depths, default=1), 1)
+    return (kept + layer) / meshes.batch_shards(mesh)
+
+
+def _without_remat(model: ConfigDict) -> list[int]:
+    """Switches rematerialisation off; returns the depths of the networks that had it."""
+    found = []
+    for part in model.values():
+        if hasattr(part, "remat") and part.remat != "none":
+            part.remat = "none"
+            found.append(int(part.get("depth", 1)))
+    return found
+
+
+def _residuals(method: Method, prepared: Prepared, batch: Any) -> float:
+    """Bytes of what the backward pass keeps of the forward pass, but parameters, on all devices."""
+    state = prepared.initializer.shapes
+    trainable, frozen = split(state.params, method.requirements.frozen)
+
+    def pull(trainable: Any, frozen: Any, target: Any, method_state: Any, batch: Any) -> Any:
+        def loss(trainable: Any) -> jax.Array:
+            outputs, _ = method.represent(
+                merge(trainable, frozen), target, method_state, batch, jax.random.key(0)
+            )
+            return method.objective(outputs, state.step)[0]
+
+        return jax.vjp(loss, trainable)[1]
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), copy.copy(state))
+    held = jax.eval_shape(
+        pull,
+        *split(shapes.params, method.requirements.frozen),
+        shapes.target_params,
+        shapes.method_state,
+        batch,
+    )
+    own = {x.shape for x in jax.tree.leaves(shapes.params)}
+    return float(
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held) if x.shape not in own)
+    )
