@@ -74,7 +74,9 @@ class PatchEmbedding(nn.Module):
         cubes = cubes.transpose(0, 1, 3, 5, 2, 4, 6, 7)
         cubes = cubes.reshape(batch, grid[0] * grid[1] * grid[2], -1)
         matrix = kernel.reshape(-1, self.width).astype(self.dtype)
-        return jnp.matmul(cubes, matrix) + bias.astype(self.dtype)
+        x = jnp.matmul(cubes, matrix) + bias.astype(self.dtype)
+        # Or the compiler gathers the pixels of all devices, and not the matrix.
+        return constrain(x, "batch", "tokens", None)
 
     @nn.nowrap
     def partition_table(self) -> Table:
