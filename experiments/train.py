@@ -3,7 +3,8 @@
     python -m experiments.train --config=configs/vl_jepa/quickstart.py --workdir=DIR \
         [--config.optimizer.learning_rate=3e-4] [--devices=2]
 
-Run again with the same workdir, it goes on from the latest checkpoint; SIGTERM saves and exits 0.
+Run again with the same workdir, it goes on from the latest checkpoint; SIGTERM saves and exits 0,
+or with --stopped_exit_code.
 A config may list phases, which one command runs through; see docs/training.md.
 """
 
@@ -58,6 +59,14 @@ BARRIER_TIMEOUT = flags.DEFINE_integer(
     hosts.BARRIER,
     "Seconds to wait for the other processes: to join, and before restoring, evaluating or saving.",
     lower_bound=1,
+)
+STOPPED_EXIT_CODE = flags.DEFINE_integer(
+    "stopped_exit_code",
+    0,
+    "Exit code of a run that was told to stop (SIGTERM) before its last step: not 0 where whoever "
+    "started it is to start it again, e.g. 42 for xpk and experiments/launch.",
+    lower_bound=0,
+    upper_bound=255,
 )
 COMPILE_CACHE = flags.DEFINE_string(
     "compile_cache",
@@ -302,10 +311,11 @@ def check_path(directory: str) -> None:
         )
 
 
-def _from_flags() -> None:
+def _from_flags() -> int:
     config, directory = from_flags(preemption=True)
     with hosts.together():
-        main(config, directory, devices=DEVICES.value)
+        result = main(config, directory, devices=DEVICES.value)
+    return 0 if result.finished else STOPPED_EXIT_CODE.value
 
 
 if __name__ == "__main__":
