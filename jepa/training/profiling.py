@@ -1,4 +1,8 @@
-"""The JAX profiler on demand: a trace of the steps that `train.profile_steps` names."""
+"""The JAX profiler on demand: a trace of the steps that `train.profile_steps` names.
+
+Each process traces its own devices. The profiler names its files after the host, of which several
+processes may share one; so each of several processes has a directory of its own.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +32,13 @@ class Profiler:
     def before(self, step: int) -> None:
         """Starts the trace before the first of its steps, or of those that are left of them."""
         if self._steps and not self._running and self._steps[0] < step <= self._steps[1]:
-            jax.profiler.start_trace(self._directory)
+            jax.profiler.start_trace(self._own_directory())
             self._running = True
+
+    def _own_directory(self) -> str:
+        if jax.process_count() == 1:
+            return self._directory
+        return f"{self._directory}/process-{jax.process_index():05d}"
 
     def after(self, step: int, values: Any) -> None:
         """Ends the trace when the last of its steps is computed."""
