@@ -155,6 +155,9 @@ def _sources(options: argparse.Namespace) -> list[plan.Source]:
 
 def _write_own(options: argparse.Namespace, sources: list[plan.Source]) -> str:
     _check_own(options)
+    for place in (options.output, *(source.location for source in sources)):
+        if is_address(place):
+            raise UserError(f"{place} is an address; name a path, or a --runner, which reads both")
     build.write_dataset(
         options.output,
         sources,

@@ -13,6 +13,7 @@ from typing import Any
 from array_record.python import array_record_module
 
 from jepa.data import schema
+from jepa.data.storage import is_address
 from jepa.data.writer import DATASET_FILE, TEXTS_FILE
 from jepa.errors import UserError
 
@@ -126,6 +127,11 @@ class Dataset:
             UserError: no complete dataset there, a missing or truncated shard (named), or a
                 dataset of a newer version of this library.
         """
+        if is_address(directory):
+            raise UserError(
+                f"{directory} is the address of a bucket, and datasets are read from paths: mount it "
+                "with gcsfuse or copy it to a local disk, and name that directory (see BUILD.md)"
+            )
         directory = Path(directory)
         found = _read_json(directory, DATASET_FILE)
         if found["version"] > schema.SCHEMA_VERSION:

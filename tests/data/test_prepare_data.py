@@ -80,6 +80,8 @@ def test_a_folder_with_labels(tmp_path):
         (["--manifest", "none.csv", "--output", "o"], "No such file"),
         (["--transcode-size", "64"], "is for own videos"),
         (["--runner", "DirectRunner"], "is for own videos"),
+        (["--manifest", "gs://b/x.csv", "--output", "o"], "gs://b/x.csv is an address"),
+        (["--manifest", "x.csv", "--output", "gs://b/o"], "gs://b/o is an address"),
         (["--folder", "x", "--output", "o", "--", "--project=p"], "name a --runner"),
     ],
 )

@@ -287,6 +287,11 @@ def test_reading_names_a_damaged_shard(tmp_path):
         split.raw(3)
 
 
+def test_the_address_of_a_bucket_is_refused():
+    with pytest.raises(UserError, match="gs://b/data is the address of a bucket.*gcsfuse"):
+        Dataset.open("gs://b/data")
+
+
 def test_unknown_split_and_newer_dataset(tmp_path):
     dataset = write(tmp_path)
     with pytest.raises(UserError, match="no split 'test'; it has train"):
