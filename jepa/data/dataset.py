@@ -129,8 +129,8 @@ class Dataset:
         """
         if is_address(directory):
             raise UserError(
-                f"{directory} is the address of a bucket, and datasets are read from paths: mount it "
-                "with gcsfuse or copy it to a local disk, and name that directory (see BUILD.md)"
+                f"{directory} is the address of a bucket, and datasets are read from paths: mount "
+                "it with gcsfuse or copy it to a local disk, and name that directory (BUILD.md)"
             )
         directory = Path(directory)
         found = _read_json(directory, DATASET_FILE)
