@@ -36,11 +36,21 @@ PODS = {
 
 # What a config needs everywhere: by dotted key, in a phase by its name.
 _EVERYWHERE: dict[str, dict[str, Any]] = {
+    # How far parameters are cut: until their state is small beside the activations, and into pieces
+    # of widths that fill a TPU's tiles, of 16 rows. Cut into 128 pieces of 11, a width of 1408 is
+    # filled up to 2048, and summed over the chips instead of gathered.
+    "v_jepa_2_large": {"mesh.fsdp": 8},
+    "v_jepa_2_huge": {"mesh.fsdp": 8},
+    "v_jepa_2_giant": {"mesh.fsdp": 8},
+    "lejepa_huge": {"mesh.fsdp": 16},
     # Caches of 20 and 480 TB are not taken for granted: the frozen X-encoder runs in every step.
-    "vl_jepa": {"model.x_encoder.cache_features": False},
+    "vl_jepa": {"mesh.fsdp": 16, "model.x_encoder.cache_features": False},
 }
-# What it needs on a pod besides. Parameters, their moments and average are cut over all chips.
-_ON_PODS: dict[tuple[str, str], dict[str, Any]] = {}
+# What it needs on a pod besides.
+_ON_PODS: dict[tuple[str, str], dict[str, Any]] = {
+    # 221,000 tokens a chip; a quarter of them at a time.
+    ("v_jepa_2_giant", "v5e_16x16"): {"cooldown": {"train.accumulate": 4}},
+}
 
 
 def get_config(argument: str = "v_jepa_2_large@v5e_16x16") -> ConfigDict:
@@ -54,7 +64,7 @@ def get_config(argument: str = "v_jepa_2_large@v5e_16x16") -> ConfigDict:
             )
     module, size = CONFIGS[name]
     config: ConfigDict = importlib.import_module(module).get_config(size)
-    config.mesh.update(data=1, fsdp=-1, tensor=1, context=1)
+    config.mesh.update(data=-1, fsdp=1, tensor=1, context=1)
     for overrides in (_EVERYWHERE.get(name, {}), _ON_PODS.get((name, pod), {})):
         for path, value in overrides.items():
             _set(config, path, value)
