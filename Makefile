@@ -7,7 +7,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-baselines demo-long test test-slow test-beam lint types clean
+.PHONY: help demo demo-baselines demo-long test test-slow precompile test-beam lint types clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,12 @@ test-beam:  ## Test data preparation with Apache Beam, in an environment of its 
 	$(PYTHON) -m venv $(VENV)-beam
 	$(VENV)-beam/bin/pip install --disable-pip-version-check -q -e ".[beam]" "pytest>=8"
 	$(VENV)-beam/bin/python -m pytest -q tests/data/test_beam.py
+
+# Two of the pods' programs, quick ones; all of them: experiments.precompile --all.
+precompile: $(VENV)/.installed $(VENV)/.libtpu-installed  ## Compile two train steps for TPU pods
+	$(BIN)/python -m experiments.precompile --config=configs/pods.py:lejepa_huge@v5e_16x16 --spare=0.08
+	$(BIN)/python -m experiments.precompile --config=configs/pods.py:vl_jepa@v5p_4x4x8 --phase=stage_1 \
+	  --spare=0.08
 
 lint: $(VENV)/.test-installed  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -11,13 +11,15 @@ is compiled by libtpu; for GPUs (h100:64) it is traced, and memory and time are 
 `--results`, and goes on from there when it is run again; docs/pods.md has its table and says what
 the numbers mean.
 
-A program that does not fit is a result. The exit code is 2 for what cannot be compiled at all: an
+A program that does not fit is a result, unless `--spare=0.08` asks for a share of HBM to be left:
+the exit code is then 1 where one leaves less. It is 2 for what cannot be compiled at all: an
 unknown topology, no libtpu, a mesh that does not divide.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,12 @@ OUT = flags.DEFINE_string("out", None, "JSON file to write the results to.")
 ALL = flags.DEFINE_bool("all", False, "Every config of configs/pods.py on every pod.")
 ONLY = flags.DEFINE_string("only", "", "With --all: those whose NAME@POD contains this.")
 RESULTS = flags.DEFINE_string("results", "runs/precompile", "With --all: where results are kept.")
+SPARE = flags.DEFINE_float("spare", None, "Share of HBM to be left, or the exit code is 1.")
 MARKDOWN = flags.DEFINE_string("markdown", None, "With --all: a document to put the table into.")
 
 
-def main() -> None:
-    """Runs the command line; see the module's docstring."""
+def main() -> int:
+    """Runs the command line; see the module's docstring. Returns the exit code."""
     # Nothing runs here, on whatever chips this machine has.
     jax.config.update("jax_platforms", "cpu")
     if ALL.value:
@@ -50,12 +53,29 @@ def main() -> None:
         print(precompile_report.table(entries))
         if MARKDOWN.value:
             precompile_report.write_markdown(Path(MARKDOWN.value), entries)
-        return
+        return _verdict(entries)
     entries = _given()
     if len(MESH.value) > 1:
         print(precompile_report.table(entries))
     if OUT.value:
         write(Path(OUT.value), entries)
+    return _verdict(entries)
+
+
+def _verdict(entries: Sequence[Any]) -> int:
+    """1 where a program leaves less than `--spare`, and says which; 0 otherwise."""
+    if SPARE.value is None:
+        return 0
+    short = [e for e in entries if not (e["memory"]["spare"] or -1.0) >= SPARE.value]
+    for entry in short:
+        name = f"{entry['config']} {entry['phase']}".strip()
+        share = entry["memory"]["spare"]
+        left = "it does not fit" if share is None or share < 0 else f"{100 * share:.1f} % is left"
+        print(
+            f"{name} on {entry['topology']}: {left}, and --spare asks for {100 * SPARE.value:g} %",
+            file=sys.stderr,
+        )
+    return 1 if short else 0
 
 
 def _given() -> list[dict[str, Any]]:
