@@ -114,6 +114,7 @@ _WHERE: Mapping[str, tuple[str, str]] = {
     "embedding_gemma": ("gemma", "MODEL"),
     "llama": ("llama", "MODEL"),
     "minilm": ("minilm", "MODEL"),
+    "pe_text": ("pe_text", "MODEL"),
     "qwen3_embedding": ("qwen", "MODEL"),
     "siglip": ("image_towers", "SIGLIP"),
     "vit": ("image_towers", "VIT"),

@@ -14,7 +14,7 @@ from jepa.models.flops import TextTower
 from jepa.models.gemma import EmbeddingGemma
 from jepa.models.minilm import MiniLM
 from jepa.models.qwen import QWENS, QwenEmbedding
-from jepa.models.text import TextTransformer
+from jepa.models.text import PE_TEXTS, TextTransformer
 
 SCRATCH = "transformer"
 MINILM = "minilm"
@@ -48,6 +48,7 @@ TOWERS: Mapping[str, Published] = {
     ),
     "qwen3_embedding_4b": Published(QwenEmbedding, "qwen3_embedding", QWENS["qwen3-embedding-4b"]),
     "qwen3_embedding_8b": Published(QwenEmbedding, "qwen3_embedding", QWENS["qwen3-embedding-8b"]),
+    **{name: Published(TextTransformer, "pe_text", of) for name, of in PE_TEXTS.items()},
 }
 
 

@@ -155,7 +155,8 @@ def predictor(
 
 def text_transformer(model: TextTransformer, length: int) -> float:
     """One text of `length` ids, pads included."""
-    return blocks(
+    projection = linear(1, model.width, model.width) if model.projection else 0.0
+    return projection + blocks(
         tokens=length,
         depth=model.depth,
         width=model.width,

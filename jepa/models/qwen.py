@@ -10,12 +10,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jepa.errors import UserError
 from jepa.models.llama import LlamaStack
 from jepa.nn.linear import Embedding
-from jepa.nn.pooling import l2_normalise
+from jepa.nn.pooling import l2_normalise, last_token
 from jepa.parallel.partition import Table, prefixed
 
 # Fields of QwenEmbedding by the name of a published model.
@@ -85,11 +84,7 @@ class QwenEmbedding(nn.Module):
         Raises:
           UserError: when L is more than `max_length`.
         """
-        x = self.hidden(ids, mask)
-        last = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)
-        x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        x = jnp.where(mask[:, :1], x, 0)
+        x = last_token(self.hidden(ids, mask), mask)
         return l2_normalise(x) if self.normalise else x
 
     def hidden(self, ids: jax.Array, mask: jax.Array) -> jax.Array:

@@ -25,6 +25,21 @@ def masked_mean(tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
 
 
+def last_token(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Takes the last token that counts, in float32 at least.
+
+    Args:
+      tokens: `[B, N, D]`.
+      mask: bool `[B, N]`, true where a token counts; those that do not come last.
+
+    Returns:
+      `[B, D]` in `promote_types(tokens.dtype, float32)`; zeros for an example without any.
+    """
+    last = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)
+    x = jnp.take_along_axis(tokens, last[:, None, None], axis=1)[:, 0]
+    return jnp.where(mask[:, :1], x.astype(jnp.promote_types(x.dtype, jnp.float32)), 0)
+
+
 def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     """Scales `[..., D]` to unit length, in float32 at least; zeros stay zeros, with gradient 0."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
