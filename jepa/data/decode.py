@@ -92,6 +92,8 @@ class _Reader:
             raise DecodeError("there is no video stream in it")
         self._container = container
         self._stream = container.streams.video[0]
+        if self._stream.codec_context is None:
+            raise DecodeError("nothing here can decode its codec")
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
         self._tick = float(self._stream.time_base or 0) or 1.0

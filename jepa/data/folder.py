@@ -132,6 +132,8 @@ def _header(source: Any, suffix: str) -> dict[str, Any]:
             raise ValueError("there is no video stream in it")
         stream = container.streams.video[0]
         context = stream.codec_context
+        if context is None:
+            raise ValueError("nothing here can decode its codec")
         fields = {"width": context.width, "height": context.height, "codec": context.name}
         if min(context.width, context.height) < 1:
             raise ValueError("it has no size")

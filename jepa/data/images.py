@@ -150,8 +150,8 @@ def _named(features: Any, usual: str, kind: str, name: str) -> str:
 def _size(data: bytes) -> tuple[int, int]:
     """(height, width) of an encoded image, read from its header; (1, 1) where it has none."""
     try:
-        with av.open(io.BytesIO(data)) as container:
-            stream = container.streams.video[0]
-            return stream.height, stream.width
+        with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
+            context = container.streams.video[0].codec_context
+            return (context.height, context.width) if context is not None else (1, 1)
     except (av.error.FFmpegError, IndexError):
         return 1, 1

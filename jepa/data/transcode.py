@@ -42,7 +42,10 @@ def transcode(
     """
     try:
         # MP4 with its index in front needs a second pass over a real file.
-        with tempfile.TemporaryDirectory() as folder, av.open(io.BytesIO(data)) as source:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            av.open(io.BytesIO(data), metadata_errors="ignore") as source,
+        ):
             target = Path(folder) / "clip.mp4"
             _encode(source, target, size, start or 0.0, math.inf if end is None else end)
             return target.read_bytes()
@@ -109,6 +112,8 @@ def _timed(source: Any, start: float) -> Iterator[tuple[float, Any]]:
         raise BadVideo("holds no frame, or frames without time stamps")
     source.seek(int((origin + start) / stream.time_base), stream=stream)
     for frame in source.decode(stream):
+        if frame.time is None:
+            raise BadVideo("has a frame without a time stamp")
         yield frame.time - origin, frame
 
 

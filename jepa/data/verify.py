@@ -79,7 +79,7 @@ def verify(data: bytes) -> VideoInfo:
             "clips or give --transcode-size"
         )
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
             return _decode_all(container)
     except (av.FFmpegError, MemoryError) as error:
         raise BadVideo(f"cannot be decoded: {reason(error)}") from error
@@ -88,7 +88,7 @@ def verify(data: bytes) -> VideoInfo:
 def is_image(data: bytes) -> bool:
     """Whether an encoded file is a single picture; raises BadVideo when it cannot be opened."""
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
             return container.format.name.endswith("_pipe")
     except av.FFmpegError as error:
         raise BadVideo(f"cannot be opened: {reason(error)}") from error
@@ -103,6 +103,8 @@ def _decode_all(container: Any) -> VideoInfo:
     if not container.streams.video:
         raise BadVideo("holds no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise BadVideo("nothing here can decode its codec")
     stream.codec_context.thread_count = 1  # whole files are verified side by side
     first = last = None
     frames = damaged = 0

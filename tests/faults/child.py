@@ -1,9 +1,10 @@
-"""Trains a tiny VL-JEPA on real clips in a process of its own, as `experiments.train` does.
+"""Trains a tiny model on real clips in a process of its own, as `experiments.train` does.
 
     python -m tests.faults.child WORKDIR '{"steps": 48, "config": {"data.path": ...}, "clock": 7}'
 
 At the end it writes WORKDIR/digest.json: the SHA-256 of every array of the train state. Keys:
-`steps`; `config`: dotted keys of the config; `clock`: the seed of a clock that jumps, or None.
+`steps`; `model`: "linear" (`tests.faults.linear`) or "vl_jepa" (`tests.experiments.tiny`);
+`config`: dotted keys of the config; `clock`: the seed of a clock that jumps, or None.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils  # noqa: F401 - before the clock is replaced.
+from ml_collections import ConfigDict
 
 from experiments import cli, train
+from jepa.training import config as configs
 from tests.experiments import tiny
 
 
@@ -41,6 +43,12 @@ def jumping_clock(seed: int) -> None:
 def get_config(settings: dict):
     """The tiny config with what `settings` say."""
     config = tiny.get_config()
+    if settings["model"] == "linear":
+        config.method = "tests.faults.linear.Linear"
+        config.model, config.loss = ConfigDict({"width": 16}), ConfigDict()
+        config.data.streams = ("video",)
+        config.optimizer.name = "adamw"
+        config.ema = configs.default_ema_config()
     config.train.update(steps=settings["steps"], save_every=6, keep_last=3, log_records=True)
     config.train.health_every = 0
     with config.ignore_type():

@@ -46,11 +46,19 @@ class Run:
         process: the one that was started last.
     """
 
-    def __init__(self, directory: Path, data: Path, *, steps: int = STEPS, **settings: Any):
+    def __init__(
+        self,
+        directory: Path,
+        data: Path,
+        *,
+        model: str = "linear",
+        steps: int = STEPS,
+        **settings: Any,
+    ):
         """Notes what to run; `settings` are those of `tests.faults.child`."""
         self.directory, self.process = directory, None
         config = {"data.path": str(data), **settings.pop("config", {})}
-        self.settings = {"steps": steps, **settings, "config": config}
+        self.settings = {"model": model, "steps": steps, **settings, "config": config}
         self._log = directory.parent / f"{directory.name}.log"
         self._begin = 0
 

@@ -131,11 +131,11 @@ def measure_startup(run: Run) -> float:
     return seconds
 
 
-def runs(directory: Path, name: str, data: Path) -> Callable[[int], Run]:
+def runs(directory: Path, name: str, data: Path, model: str) -> Callable[[int], Run]:
     """Makes fresh runs by number; every fourth one reads its data in worker processes."""
 
     def make(number: int) -> Run:
         workers = {"data.workers": 2} if number % 4 == 3 else {}
-        return Run(directory / f"{name}_{number}", data, config=workers)
+        return Run(directory / f"{name}_{number}", data, model=model, config=workers)
 
     return make

@@ -2,7 +2,7 @@
 
     python -m tests.faults.soak --out=DIR [--kills=50] [--only=kills,damage] [--seed=0]
 
-A tiny VL-JEPA trains on real clips in processes of its own. What was done to it and what came of
+A tiny model trains on real clips in processes of its own. What was done to it and what came of
 it is printed and written to DIR/soak.json; the exit code is 1 if anything failed. `make soak`.
 """
 
@@ -35,16 +35,20 @@ class Soak:
         self.directory, self.args = directory, args
         tell("writing clips, and training undisturbed")
         self.data = make_data(directory / "world")
-        self.undisturbed = Run(directory / "undisturbed", self.data)
+        self.undisturbed = self.run("undisturbed")
         kills.measure_startup(self.undisturbed)
         # Once more, with everything compiled: it also says that a run can be repeated at all.
-        again = Run(directory / "again", self.data)
+        again = self.run("again")
         self.startup = kills.measure_startup(again)
         same_end(again, self.undisturbed)
 
+    def run(self, name: str, **settings: Any) -> Run:
+        """A fresh run."""
+        return Run(self.directory / name, self.data, model=self.args.model, **settings)
+
     def _interrupt(self, name: str, count: int, how: Callable[[Run], Any]) -> dict[str, Any]:
         return kills.interrupt(
-            kills.runs(self.directory, name, self.data),
+            kills.runs(self.directory, name, self.data, self.args.model),
             self.undisturbed,
             count=count,
             seed=self.args.seed,
@@ -110,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", required=True, metavar="DIR", help="where the runs and JSON go")
+    parser.add_argument(
+        "--model", choices=("linear", "vl_jepa"), default="linear", help="what to train"
+    )
     parser.add_argument("--kills", type=int, default=50, help="kill -9 so many times")
     parser.add_argument("--terms", type=int, default=10, help="SIGTERM so many times")
     parser.add_argument("--deadline", type=float, default=60, help="seconds after SIGTERM")
