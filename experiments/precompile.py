@@ -86,7 +86,7 @@ def _given() -> list[dict[str, Any]]:
     if OUT.value and not Path(OUT.value).parent.is_dir():
         raise UserError(f"--out={OUT.value} cannot be written (there is no such directory)")
     where = chips.topology(TOPOLOGY.value or precompile_pods.topology_of(name))
-    meshes = [precompile_program.parse_mesh(text) for text in MESH.value]
+    meshes: list[Any] = [precompile_program.parse_mesh(text) for text in MESH.value]
     jobs = [
         precompile_program.make_job(name, train.CONFIG.value, where, sizes)
         for sizes in meshes or [None]

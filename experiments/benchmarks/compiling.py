@@ -1,9 +1,9 @@
 """How long compiling the train step takes, by depth and by devices: it should grow with neither.
 
-V-JEPA 2's step on TPUs that are not there. Depth: an encoder of so many blocks, and of twice as
-many, on a few chips. Devices: the same network on a few chips and on a pod, each chip with as many
-clips. What is timed is tracing, lowering and compiling, as processor time, in a process that has
-compiled something before.
+V-JEPA 2's step on clips of 64 pixels, for TPUs that are not there. Depth: an encoder of so many
+blocks, and of twice as many, on a few chips. Devices: the same network on a few chips and on a pod,
+each chip with as many clips. What is timed is tracing, lowering and compiling, as processor time, in
+a process that has compiled something before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from configs.v_jepa_2 import pretrain
+from configs.v_jepa_2 import world
 from experiments import precompile_program
 from experiments.benchmarks import child
 from experiments.benchmarks.measurement import Measurement, progress
@@ -52,6 +52,8 @@ def check(args: argparse.Namespace) -> None:
     for key in ("width", "clips"):
         if getattr(args, key) < 1:
             raise UserError(f"--{key} is {getattr(args, key)}; it must be at least 1")
+    if args.width % 64:
+        raise UserError(f"--width={args.width}: make it a multiple of 64, the width of a head")
     if min(args.depths) < 1:
         raise UserError(f"--depths={args.depths}: a network has a block at the least")
     if not topology.has_libtpu():
@@ -94,7 +96,8 @@ def measure(
             progress(f"{key[0]} blocks, {key[1]}: {seconds[key][-1]:.1f} s of processor time")
     median = {key: statistics.median(values) for key, values in seconds.items()}
     bars = tuple(depths) == _SIZES[:2] and tuple(where) == _SIZES[2:]
-    note = f"V-JEPA 2, width {width}, {clips} clip(s) a chip; processor time, median of {rounds}"
+    note = f"V-JEPA 2, width {width}, 64 pixels, {clips} clip(s) a chip; processor time, "
+    note += f"median of {rounds}"
     made = [
         Measurement(f"train step of {depth} blocks, {name}: compiling", value, "s", note, name)
         for (depth, name), value in median.items()
@@ -110,11 +113,12 @@ def measure(
 
 
 def _config(width: int, depth: int, devices: int, clips: int) -> ConfigDict:
-    config = pretrain.get_config("small")
-    config.phases = ()
-    config.model.encoder.update(width=width, depth=depth)
+    config = world.get_config()
+    config.dtype = "bfloat16"
+    config.model.encoder.update(width=width, depth=depth, heads=width // 64, remat="full")
+    config.optimizer.name = "adamw"
     config.train.global_batch = devices * clips
-    config.mesh.update(data=1, fsdp=-1)
+    config.mesh.update(data=-1, fsdp=4)
     return config
 
 
