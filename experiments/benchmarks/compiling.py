@@ -2,8 +2,8 @@
 
 V-JEPA 2's step on clips of 64 pixels, for TPUs that are not there. Depth: an encoder of so many
 blocks, and of twice as many, on a few chips. Devices: the same network on a few chips and on a pod,
-each chip with as many clips. What is timed is tracing, lowering and compiling, as processor time, in
-a process that has compiled something before.
+each chip with as many clips. What is timed is tracing, lowering and compiling, as processor time,
+in a process that has compiled something before.
 """
 
 from __future__ import annotations
