@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ class EvalSet:
             without the stream "text".
         caption_queries: Queries that ask for a caption.
         classes: Names of the classes of `data.label`; () without the stream "label".
-        unreadable: {record index: reason}; their clips are mid-grey and they are logged.
+        unreadable: {record index: reason} of the clips that were read here; they are mid-grey, and
+            logged.
     """
 
     def __init__(
@@ -83,7 +84,10 @@ class EvalSet:
         return self._labels.of(self.dataset.split, np.arange(len(self)), records)
 
     def batches(
-        self, batch_size: int, numbers: np.ndarray | None = None
+        self,
+        batch_size: int,
+        numbers: np.ndarray | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[int, np.ndarray | transforms.Planes]]:
         """Yield `(valid, video)`: the video stream of `batch_size` clips, the first `valid` real.
 
@@ -92,25 +96,31 @@ class EvalSet:
         Args:
             batch_size: B.
             numbers: Records to give, in this order, int [n]; all of them by default.
+            part: `(index, count)`, of each batch only these `batch_size / count` rows are read
+                and given; for a process among several (`jepa.parallel.mesh.batch_slice`).
+                `valid` is of the whole batch.
 
         Raises:
             UserError: more than `data.max_bad_fraction` of the clips cannot be decoded (of at
-                least 1000, where the split has so many).
+                least 1000, where the split has so many; of a part, its share of them).
         """
         wanted = np.arange(len(self)) if numbers is None else np.asarray(numbers, np.int64)
         starts = range(0, len(wanted), batch_size)
+        index, parts = part
+        rows = batch_size // parts
         threads = self._config.reading_threads
         with ThreadPoolExecutor(threads) as pool:
-            ahead: deque[Any] = deque()
+            ahead: deque[tuple[int, Future[Any]]] = deque()
             for start in starts:
-                part = wanted[start : start + batch_size]
-                ahead.append(pool.submit(self._batch, part, batch_size))
+                whole = wanted[start : start + batch_size]
+                own = whole[index * rows : (index + 1) * rows]
+                ahead.append((len(whole), pool.submit(self._batch, own, rows)))
                 if len(ahead) > threads:
-                    yield self._noted(*ahead.popleft().result())
+                    yield self._noted(parts, *ahead.popleft())
             while ahead:
-                yield self._noted(*ahead.popleft().result())
+                yield self._noted(parts, *ahead.popleft())
 
-    def _batch(self, numbers: np.ndarray, size: int) -> tuple[int, Any, dict[int, str]]:
+    def _batch(self, numbers: np.ndarray, size: int) -> tuple[Any, dict[int, str]]:
         config = self._config
         video = transforms.empty((size, config.frames), config.size, config.pixels, grey=True)
         rows = np.arange(len(numbers))
@@ -120,17 +130,18 @@ class EvalSet:
             for name, plane in grey.items():
                 video[name][i] = plane
         reasons = {int(numbers[i]): reason for i, reason in failed.items()}
-        return len(numbers), transforms.stream(video), reasons
+        return transforms.stream(video), reasons
 
-    def _noted(self, valid: int, video: Any, reasons: dict[int, str]) -> tuple[int, Any]:
+    def _noted(self, parts: int, valid: int, made: Future[Any]) -> tuple[int, Any]:
+        video, reasons = made.result()
         for number, reason in reasons.items():
             if number not in self.unreadable:
                 logging.warning("unreadable, its clip is grey in this evaluation: %s", reason)
         self.unreadable.update(reasons)
         check_unreadable(
             self.unreadable.values(),
-            len(self._clips),
+            len(self._clips) // parts,
             self._config.max_bad_fraction,
-            seen=len(self),
+            seen=len(self) // parts,
         )
         return valid, video

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jepa.data import prefetch
 from jepa.errors import UserError
 from jepa.methods.base import Method, Params
 from jepa.parallel import mesh as meshes
@@ -62,12 +63,15 @@ class Embedder:
     def texts(self, params: Params, state: Params, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """Returns the target vector `[S]` of each distinct text."""
         distinct = sorted(set(texts))
+        index, parts = meshes.batch_slice(self._mesh)
+        rows = self.batch_size // parts
 
         def batches() -> Iterator[tuple[list[str], Params]]:
             for start in range(0, len(distinct), self.batch_size):
                 part = distinct[start : start + self.batch_size]
                 padded = part + [part[-1]] * (self.batch_size - len(part))
-                yield part, {"text": dict(self._encode_texts(padded))}
+                own = padded[index * rows : (index + 1) * rows]
+                yield part, {"text": dict(self._encode_texts(own))}
 
         return dict(self._run(params, state, batches(), "target"))
 
@@ -75,7 +79,7 @@ class Embedder:
         self,
         params: Params,
         state: Params,
-        clips: Iterable[tuple[int, Any]],
+        clips: Callable[[Sequence[int]], Iterable[tuple[int, Any]]],
         queries: Mapping[int, Sequence[str]],
     ) -> dict[Pair, np.ndarray]:
         """Returns the prediction `[S]` for each wanted (clip, query).
@@ -83,33 +87,32 @@ class Embedder:
         Args:
           params: the parameters.
           state: the mutable state.
-          clips: (valid count, video stream of at least as many rows), the split's clips in order.
-            They are read only as far as `queries` reaches.
+          clips: indices of clips -> (valid count, video stream of at least as many rows), these
+            clips in order. Of several processes each asks for those of its part of the batches.
           queries: for the index of a clip, the queries to ask about it.
 
         Raises:
           ValueError: the clips end before the last wanted one.
         """
+        pairs = [(index, query) for index in sorted(queries) for query in queries[index]]
+        if not pairs:
+            return {}
+        padded = pairs + [pairs[-1]] * (-len(pairs) % self.batch_size)
+        part, parts = meshes.batch_slice(self._mesh)
+        rows = self.batch_size // parts
 
         def batches() -> Iterator[tuple[list[Pair], Params]]:
-            pairs: list[Pair] = []
-            rows: list[Any] = []
-            for pair, row in _wanted(clips, queries):
-                pairs.append(pair)
-                rows.append(row)
-                if len(pairs) == self.batch_size:
-                    yield pairs, self._video_batch(pairs, rows)
-                    pairs, rows = [], []
-            if pairs:
-                yield pairs, self._video_batch(pairs, rows)
+            starts = range(0, len(padded), self.batch_size)
+            firsts = [start + part * rows for start in starts]
+            own = [pair for first in firsts for pair in padded[first : first + rows]]
+            frames = _frames(clips, [index for index, _ in own])
+            for start, first in zip(starts, firsts, strict=True):
+                asked = padded[first : first + rows]
+                video = jax.tree.map(lambda *each: np.stack(each), *[next(frames) for _ in asked])
+                texts = dict(self._encode_queries([query for _, query in asked]))
+                yield pairs[start : start + self.batch_size], {"video": video, "query": texts}
 
         return dict(self._run(params, state, batches(), "prediction"))
-
-    def _video_batch(self, pairs: list[Pair], rows: list[Any]) -> Params:
-        padding = self.batch_size - len(rows)
-        video = jax.tree.map(lambda *parts: np.stack(parts), *rows, *[rows[-1]] * padding)
-        texts = [query for _, query in pairs] + [pairs[-1][1]] * padding
-        return {"video": video, "query": dict(self._encode_queries(texts))}
 
     def _run(
         self,
@@ -121,20 +124,12 @@ class Embedder:
         flying: deque[tuple[list[Any], jax.Array]] = deque()
         with jax.set_mesh(self._mesh):
             for keys, batch in batches:
-                flying.append((keys, self._embed(params, state, self._put(batch), name)))
+                placed = prefetch.put(batch, meshes.batch_sharding(self._mesh))
+                flying.append((keys, self._embed(params, state, placed, name)))
                 if len(flying) > _IN_FLIGHT:
                     yield from _landed(*flying.popleft())
             while flying:
                 yield from _landed(*flying.popleft())
-
-    def _put(self, batch: Params) -> Any:
-        sharding = meshes.batch_sharding(self._mesh)
-
-        def put(array: np.ndarray) -> jax.Array:
-            # Each process holds the whole batch and hands over the parts of its own devices.
-            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-        return jax.tree.map(put, batch)
 
 
 def _landed(keys: list[Any], vectors: jax.Array) -> Iterator[tuple[Any, np.ndarray]]:
@@ -142,22 +137,22 @@ def _landed(keys: list[Any], vectors: jax.Array) -> Iterator[tuple[Any, np.ndarr
     yield from zip(keys, np.asarray(jax.device_get(vectors)), strict=False)
 
 
-def _wanted(
-    clips: Iterable[tuple[int, Any]], queries: Mapping[int, Sequence[str]]
-) -> Iterator[tuple[Pair, Any]]:
-    left = {index for index, texts in queries.items() if texts}
-    start = 0
-    if not left:
-        return
+def _frames(
+    clips: Callable[[Sequence[int]], Iterable[tuple[int, Any]]], indices: Sequence[int]
+) -> Iterator[Any]:
+    """Yields the video of a clip for each of these indices, which ascend; each is read once."""
+    distinct = sorted(set(indices))
+    read = _rows(clips(distinct))
+    at, frames = -1, None
+    for index in indices:
+        if index != at:
+            at, frames = index, next(read, None)
+        if frames is None:
+            raise ValueError(f"the clips end before clip {index}")
+        yield frames
+
+
+def _rows(clips: Iterable[tuple[int, Any]]) -> Iterator[Any]:
     for valid, video in clips:
         for row in range(valid):
-            if start + row not in left:
-                continue
-            left.remove(start + row)
-            frames = jax.tree.map(lambda array, row=row: np.asarray(array[row]), video)
-            for query in queries[start + row]:
-                yield (start + row, query), frames
-        start += valid
-        if not left:
-            return
-    raise ValueError(f"the split ends at clip {start}, before clips {sorted(left)[:5]}")
+            yield jax.tree.map(lambda array, row=row: np.asarray(array[row]), video)

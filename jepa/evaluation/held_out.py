@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from jepa.data import prefetch
 from jepa.data.config import DataConfig
 from jepa.data.evalset import EvalSet
 from jepa.errors import UserError, check_known
@@ -143,8 +144,10 @@ class HeldOut:
         """
         flying: deque[Metrics] = deque()
         found: list[Metrics] = []
+        part = meshes.batch_slice(self._mesh)
+        clips = self._clips.batches(self._batch_size, part=part)
         with jax.set_mesh(self._mesh):
-            for index, (valid, video) in enumerate(self._clips.batches(self._batch_size)):
+            for index, (valid, video) in enumerate(clips):
                 if valid < self._batch_size:
                     break
                 batch = self._batch(index, video)
@@ -155,14 +158,14 @@ class HeldOut:
         return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
     def _batch(self, index: int, video: Any) -> Any:
-        """A batch on the devices; the masks of a record are the same every time."""
-        sharding = meshes.batch_sharding(self._mesh)
+        """A batch on the devices, of this process's part of it.
 
-        def put(array: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
-
+        The masks of a record are the same every time.
+        """
         batch = {"video": video}
         if self._masks is not None:
-            records = index * self._batch_size + np.arange(self._batch_size)
+            part, parts = meshes.batch_slice(self._mesh)
+            rows = self._batch_size // parts
+            records = index * self._batch_size + part * rows + np.arange(rows)
             batch["masks"] = self._masks.sample(self._seed, records)
-        return jax.tree.map(put, batch)
+        return prefetch.put(batch, meshes.batch_sharding(self._mesh))

@@ -27,7 +27,7 @@ import ml_dtypes
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jepa.data import cache, storage
+from jepa.data import cache, prefetch, storage
 from jepa.data.config import DataConfig
 from jepa.data.evalset import EvalSet
 from jepa.data.jobs import Progress
@@ -241,8 +241,9 @@ class FeatureStore:
                     open_writers[kind].append(np.asarray(jax.device_get(array))[:valid])
                 shown.add(valid)
 
-            for valid, video in view.batches(self.batch_size, numbers):
-                flying.append((valid, program(encoder.arguments, self._put(video))))
+            sharding, part = meshes.batch_sharding(self._mesh), meshes.batch_slice(self._mesh)
+            for valid, video in view.batches(self.batch_size, numbers, part):
+                flying.append((valid, program(encoder.arguments, prefetch.put(video, sharding))))
                 if len(flying) > _IN_FLIGHT:
                     land()
             while flying:
@@ -266,14 +267,6 @@ class FeatureStore:
 
             self._programs[key] = jax.jit(run, out_shardings=out(self._mesh))
         return self._programs[key]
-
-    def _put(self, video: Any) -> Any:
-        sharding = meshes.batch_sharding(self._mesh)
-
-        def put(array: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-        return jax.tree.map(put, video)
 
 
 class _Writer:

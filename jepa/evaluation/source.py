@@ -27,8 +27,8 @@ class Source(Protocol):
     def records(self, split: str) -> Sequence[Record]:
         """Returns the records of a split in order, without encoded video."""
 
-    def clips(self, split: str, control: str, limit: int) -> Iterator[tuple[int, Any]]:
-        """Yields (valid count, video stream) over the first `limit` clips, in order.
+    def clips(self, split: str, control: str, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Yields (valid count, video stream) over some clips, in this order.
 
         `control` "none" adds nothing to what the run's own `frame_control` takes away.
         """
@@ -96,12 +96,13 @@ class DatasetSource:
             self._sets[split] = EvalSet(self._config, split)
         return self._sets[split].records
 
-    def clips(self, split: str, control: str, limit: int) -> Iterator[tuple[int, Any]]:
-        """Yields (valid count, video stream) over the first `limit` clips, in order."""
+    def clips(self, split: str, control: str, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Yields (valid count, video stream) over some clips, in this order."""
         config = self._config
         if control != "none":
             config = dataclasses.replace(config, frame_control=control)
-        yield from EvalSet(config, split, limit).batches(self._batch_size)
+        evaluated = EvalSet(config, split, max(indices, default=0) + 1)
+        yield from evaluated.batches(self._batch_size, np.asarray(indices, np.int64))
 
     def frames(self, split: str, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Returns uint8 RGB frames `[T, H, W, 3]` of some clips, as the model sees them."""

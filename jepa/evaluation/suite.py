@@ -24,6 +24,7 @@ of frames throughout, and without controls.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -185,7 +186,7 @@ class Evaluator:
                 wanted[task.split, task.control].setdefault(index, {})[query] = None
         vectors: dict[tuple[str, str], dict[Pair, np.ndarray]] = {}
         for (split, control), queries in wanted.items():
-            clips = self.source.clips(split, control, max(queries) + 1)
+            clips = functools.partial(self.source.clips, split, control)
             vectors[split, control] = self._embedder.videos(
                 params, state, clips, {index: list(asked) for index, asked in queries.items()}
             )

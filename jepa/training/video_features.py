@@ -228,14 +228,9 @@ def _compute(
 
 def _batches(view: EvalSet, numbers: np.ndarray, mesh: Mesh) -> Any:
     """Yields (video stream on the mesh, number of real clips); each process decodes its part."""
-    index, processes = meshes.batch_slice(mesh)
     batch = BATCH * meshes.batch_shards(mesh)
-    # Every batch has one shape; the surplus repeats.
-    padded = np.resize(numbers, -(-len(numbers) // batch) * batch)
-    own = padded.reshape(-1, processes, batch // processes)[:, index].ravel()
-    sharding = meshes.batch_sharding(mesh)
-    for i, (_, video) in enumerate(view.batches(batch // processes, own)):
-        yield put(video, sharding), min(batch, len(numbers) - i * batch)
+    for valid, video in view.batches(batch, numbers, meshes.batch_slice(mesh)):
+        yield put(video, meshes.batch_sharding(mesh)), valid
 
 
 def _bad(view: EvalSet, numbers: np.ndarray) -> dict[int, str]:

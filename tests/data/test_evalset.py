@@ -54,6 +54,18 @@ def test_limit(data):
     assert len(evaluated) == 3 and [n for n, _ in evaluated.batches(2)] == [2, 1]
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_are_the_rows_of_the_batches(data, parts):
+    # 10 clips in batches of 4: of the last one, the later parts have nothing but grey.
+    whole = list(EvalSet(config(data), "validation").batches(4))
+    for part in range(parts):
+        own = list(EvalSet(config(data), "validation").batches(4, part=(part, parts)))
+        assert [valid for valid, _ in own] == [4, 4, 2]
+        rows = slice(part * 4 // parts, (part + 1) * 4 // parts)
+        for (_, mine), (_, video) in zip(own, whole, strict=True):
+            np.testing.assert_array_equal(mine, video[rows])
+
+
 @pytest.mark.parametrize("control", ["single", "shuffled", "blank"])
 def test_frame_controls_do_not_depend_on_the_batches(data, control):
     evaluated = EvalSet(config(data, frame_control=control), "validation")

@@ -30,7 +30,7 @@ def test_clips_come_in_order_with_controls(world):
     ]
     videos = {}
     for control in ("none", "blank", "single", "shuffled"):
-        parts = list(source.clips("validation", control, 7))
+        parts = list(source.clips("validation", control, range(7)))
         assert [valid for valid, _ in parts] == [3, 3, 1]
         assert all(np.shape(video) == (3, 4, 64, 64, 3) for _, video in parts)
         videos[control] = np.concatenate([video[:valid] for valid, video in parts])
@@ -39,7 +39,7 @@ def test_clips_come_in_order_with_controls(world):
     assert (single == single[:, :1]).all()
     trained = make(world, frame_control="single")
     assert trained.frame_control == "single"
-    parts = [video[:valid] for valid, video in trained.clips("validation", "none", 7)]
+    parts = [video[:valid] for valid, video in trained.clips("validation", "none", range(7))]
     np.testing.assert_array_equal(np.concatenate(parts), single)
     np.testing.assert_array_equal(trained.frames("validation", [2])[2], single[2])
     for clip, mixed in zip(videos["none"], videos["shuffled"], strict=True):

@@ -61,15 +61,15 @@ class ToySource:
     def records(self, split):
         return self.splits[split]
 
-    def clips(self, split, control, limit):
-        self.passes.append((split, control, limit))
+    def clips(self, split, control, indices):
+        self.passes.append((split, control, max(indices) + 1))
         number = list(self.splits).index(split)
-        for start in range(0, limit, 7):
+        for start in range(0, len(indices), 7):
             video = np.zeros((7, 2, 4, 4, 3), np.uint8)
-            for row, index in enumerate(range(start, min(start + 7, limit))):
+            for row, index in enumerate(indices[start : start + 7]):
                 video[row, :, 0, 0, 0] = index if control == "none" else 255
                 video[row, :, 0, 0, 1] = number
-            yield min(7, limit - start), video
+            yield len(indices[start : start + 7]), video
 
     def frames(self, split, indices):
         rng = np.random.default_rng(0)
