@@ -28,6 +28,7 @@ from jepa.errors import UserError
 HEARTBEAT = 100  # seconds; JAX's own default
 BARRIER = 600
 _FOR_EVER = 2**31 - 1  # ms, 24 days: the longest that the service waits
+_PERIOD = 10.0  # seconds between looks at how far the others have come
 _LEAVE = 5.0  # seconds that a process which fails waits for the others to hear of it
 _FAILED, _HOST, _AT = "jepa/failed", "jepa/host", "jepa/at"
 
@@ -40,14 +41,15 @@ class _Run:
     """What this process remembers of its run.
 
     Attributes:
-      timeout: seconds to wait at a barrier.
-      barriers: how many it has come to; the same on every process that goes on.
+      timeout: seconds to wait for a late process.
+      place, what: how far it has come and what it does there; places are the same on all.
       hosts: name of the host of each process.
       leaving: held by the one thread that ends the process.
     """
 
     timeout: float = BARRIER
-    barriers: int = 0
+    place: int = 0
+    what: str = "join"
     hosts: ClassVar[dict[int, str]] = {}
     leaving = threading.Lock()
 
@@ -71,7 +73,8 @@ def join(*, heartbeat: int = HEARTBEAT, timeout: float = BARRIER, preemption: bo
     Args:
       heartbeat: seconds without a sign of life after which a process counts as dead, and JAX ends
         all others.
-      timeout: seconds to wait for the others: for all to join, and at every barrier.
+      timeout: seconds to wait for others that are late: to join, at a barrier, and anywhere else
+        (`at`).
       preemption: whether SIGTERM is for `multihost_utils.reached_preemption_sync_point` to tell
         all processes of; otherwise it ends the process as usual.
 
@@ -92,7 +95,7 @@ def join(*, heartbeat: int = HEARTBEAT, timeout: float = BARRIER, preemption: bo
             f"--distributed: JAX cannot find the other processes ({error}); set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
-    _Run.timeout, _Run.barriers = timeout, 0
+    _Run.timeout, _Run.place = timeout, 0
     client = _client()
     if count() == 1:
         return
@@ -102,7 +105,7 @@ def join(*, heartbeat: int = HEARTBEAT, timeout: float = BARRIER, preemption: bo
         _Run.hosts[int(key.rpartition("/")[2])] = host
     watches = [
         threading.Thread(target=watch, args=(client,), name=watch.__name__, daemon=True)
-        for watch in (_watch_failures, _watch_heartbeats)
+        for watch in (_watch_others, _watch_heartbeats)
     ]
     for thread in watches:
         thread.start()
@@ -124,21 +127,35 @@ def barrier(what: str) -> None:
       what: the run is about to do, for the message.
 
     Raises:
-      HostsError: some did not come in time; it names them and what they were last about to do.
+      HostsError: some did not come in time; it names them.
     """
     if count() == 1:
         return
-    _Run.barriers += 1
+    at(what)
     begin = time.monotonic()
     try:
-        _arrive(_Run.barriers, what, _Run.timeout)
+        _arrive(_Run.place, what, _Run.timeout)
     except jax.errors.JaxRuntimeError as error:
         waited = time.monotonic() - begin
         why = "" if waited >= 0.9 * _Run.timeout else f" ({_first_line(error)})"
-        raise HostsError(
-            f"{_names(_late(_Run.barriers)) or 'a process'} did not come to {what!r} within "
-            f"{waited:.0f} s{why}; see its log, or set a longer --barrier_timeout"
-        ) from error
+        raise _missing(_late(_Run.place), waited, why) from error
+
+
+def at(what: str) -> None:
+    """Notes how far this process has come; all must make the same calls in the same order.
+
+    Nothing is waited for. But devices wait for each other without end: when this process has stood
+    still for the time that a barrier waits, and another one has not come so far, all are ended and
+    that one is named.
+    """
+    _Run.place, _Run.what = _Run.place + 1, what
+
+
+def _missing(late: list[int], waited: float, why: str = "") -> HostsError:
+    return HostsError(
+        f"{_names(late) or 'a process'} of {count()} did not come to {_Run.what!r} within "
+        f"{waited:.0f} s{why}; see its log, or set a longer --barrier_timeout"
+    )
 
 
 @contextlib.contextmanager
@@ -159,6 +176,10 @@ def together() -> Iterator[None]:
 
 def _leave(error: BaseException) -> NoReturn:
     _Run.leaving.acquire()
+    _end_all(error)
+
+
+def _end_all(error: BaseException) -> NoReturn:
     code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
     line = _first_line(error)
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # one failed before, or all is lost
@@ -167,7 +188,7 @@ def _leave(error: BaseException) -> NoReturn:
     late = _wait_for_all_to_leave()
     if code == 1 and not late and not isinstance(error, HostsError):
         traceback.print_exception(error)
-    _end(code, _gone(late, line) if late and code == 1 else line)
+    _end_with_others(code, _gone(late, line) if late and code == 1 else line)
 
 
 def _wait_for_all_to_leave() -> list[int]:
@@ -181,10 +202,14 @@ def _wait_for_all_to_leave() -> list[int]:
 
 def _end(code: int, line: str) -> NoReturn:
     print(f"error: {line}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _end_with_others(code: int, line: str) -> NoReturn:
     sys.stdout.flush()
     if index() == 0:
         time.sleep(1)  # the service ends with this process, and would take the others along
-    os._exit(code)
+    _end(code, line)
 
 
 def _gone(processes: list[int], why: str) -> str:
@@ -194,19 +219,33 @@ def _gone(processes: list[int], why: str) -> str:
     )
 
 
-def _watch_failures(client: Any) -> None:
-    """Ends this process when another one says that it has failed, or the coordinator is gone."""
-    try:
-        said = json.loads(client.blocking_key_value_get(_FAILED, _FOR_EVER))
-    except jax.errors.JaxRuntimeError:
-        if _Run.leaving.acquire(blocking=False):
-            _end(1, _gone([0], "the coordinator does not answer"))
-        return
+def _watch_others(client: Any) -> None:
+    """Ends this process when another one has failed or is late, or the coordinator is gone."""
+    period = min(_PERIOD, _Run.timeout / 4)
+    seen, since = 0, time.monotonic()
+    while True:
+        try:
+            said = json.loads(client.blocking_key_value_get(_FAILED, int(period * 1000)))
+            break
+        except jax.errors.JaxRuntimeError as error:
+            if not str(error).startswith("DEADLINE_EXCEEDED"):
+                if _Run.leaving.acquire(blocking=False):
+                    _end(1, _gone([0], "the coordinator does not answer"))
+                return
+        place, now = _Run.place, time.monotonic()
+        if place != seen:
+            seen, since = place, now
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                client.key_value_set(f"{_AT}/{index()}", f"{place}", allow_overwrite=True)
+        elif now - since > _Run.timeout and (late := _late(place)):
+            if _Run.leaving.acquire(blocking=False):
+                _end_all(_missing(late, now - since))
+            return
     if said["process"] == index() or not _Run.leaving.acquire(blocking=False):
         return
     late = _wait_for_all_to_leave()
     by = f"{_names([said['process']])} of {count()} failed: {said['why']}"
-    _end(said["code"], _gone(late, said["why"]) if late and said["code"] == 1 else by)
+    _end_with_others(said["code"], _gone(late, said["why"]) if late and said["code"] == 1 else by)
 
 
 def _watch_heartbeats(client: Any) -> None:
@@ -225,17 +264,17 @@ def _watch_heartbeats(client: Any) -> None:
 
 def _arrive(number: int, what: str, timeout: float) -> None:
     client = _client()
-    client.key_value_set(f"{_AT}/{index()}", f"{number} {what}", allow_overwrite=True)
+    client.key_value_set(f"{_AT}/{index()}", f"{number}", allow_overwrite=True)
     client.wait_at_barrier(f"jepa/{number} {what}", int(timeout * 1000))
 
 
 def _late(number: int) -> list[int]:
-    """Returns the processes that have not come to a barrier."""
+    """Returns the processes that have not come to a place."""
     try:
         found = dict(_client().key_value_dir_get(_AT))
     except jax.errors.JaxRuntimeError:
         return []
-    arrived = {int(key.rpartition("/")[2]): int(at.split()[0]) for key, at in found.items()}
+    arrived = {int(key.rpartition("/")[2]): int(place) for key, place in found.items()}
     return [n for n in range(count()) if arrived.get(n, 0) < number]
 
 

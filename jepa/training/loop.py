@@ -331,10 +331,10 @@ def _train_phase(
             run.profiler.before(done)
             if records is not None:
                 records.write(done, stream.record_keys())
-            waited = time.perf_counter() - begin
             # Waiting costs nothing while the devices are still at the step before.
-            clock.add("step" if reporter.busy() else "data", waited)
+            clock.add("step" if reporter.busy() else "data", time.perf_counter() - begin)
 
+            hosts.at(f"step {done}")
             with clock.on("step"), jax.transfer_guard("disallow"):
                 state, values = program(state, batch)
                 reporter.after(done, values)
@@ -345,8 +345,7 @@ def _train_phase(
             evaluate_now = phase.evaluates(done)
             due = settings.save_every > 0 and done % settings.save_every == 0
             save_now = last or stopping or due
-            fresh: dict[str, float] = {}
-            unknown = False
+            fresh, unknown = dict[str, float](), False
             if evaluate_now or save_now:
                 with clock.on("step"):
                     reporter.flush()

@@ -81,6 +81,7 @@ def train(given):
         train__save_every=4,
         train__log_every=1,
         train__eval_every=6,
+        train__health_every=0,
         model__hidden=16,
     )
     config = configs.resolve(made)
