@@ -18,7 +18,6 @@ utilisation is an upper bound.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +36,7 @@ from jepa.training.metrics import count
 from jepa.training.optimizer import merge, split
 from jepa.training.prepare import Prepared
 from jepa.training.roofline import COMPUTE, Roofline
+from jepa.training.state import TrainState
 from jepa.training.step import trace
 
 
@@ -124,26 +124,22 @@ def _without_remat(model: ConfigDict) -> list[int]:
 
 def _residuals(method: Method, prepared: Prepared, batch: Any) -> float:
     """Bytes of what the backward pass keeps of the forward pass, but parameters, on all devices."""
-    state = prepared.initializer.shapes
-    trainable, frozen = split(state.params, method.requirements.frozen)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), prepared.initializer.shapes
+    )
+    trainable, frozen = split(shapes.params, method.requirements.frozen)
 
-    def pull(trainable: Any, frozen: Any, target: Any, method_state: Any, batch: Any) -> Any:
+    def pull(trainable: Any, frozen: Any, state: TrainState, batch: Any) -> Any:
         def loss(trainable: Any) -> jax.Array:
+            params, key = merge(trainable, frozen), jax.random.key(0)
             outputs, _ = method.represent(
-                merge(trainable, frozen), target, method_state, batch, jax.random.key(0)
+                params, state.target_params, state.method_state, batch, key
             )
             return method.objective(outputs, state.step)[0]
 
         return jax.vjp(loss, trainable)[1]
 
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), copy.copy(state))
-    held = jax.eval_shape(
-        pull,
-        *split(shapes.params, method.requirements.frozen),
-        shapes.target_params,
-        shapes.method_state,
-        batch,
-    )
+    held = jax.eval_shape(pull, trainable, frozen, shapes, batch)
     own = {x.shape for x in jax.tree.leaves(shapes.params)}
     return float(
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held) if x.shape not in own)
