@@ -149,7 +149,8 @@ class ImageTower(nn.Module):
         tokens, _ = self.levels(video.reshape(batch * frames, *video.shape[2:]))
         tokens = tokens[:, self.prefix() :].reshape(batch, frames, -1, self.width)
         if self.temporal == "sincos":
-            table = sincos_1d(jnp.arange(frames), self.width)
+            wide = jnp.promote_types(self.dtype, jnp.float32)
+            table = sincos_1d(jnp.arange(frames, dtype=wide), self.width)
             tokens = tokens + table[None, :, None].astype(tokens.dtype)
         return constrain(tokens.reshape(batch, -1, self.width), "batch", "tokens", None)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jepa.models import flops
 from jepa.models.gemma import EmbeddingGemma
+from jepa.models.image_tower import ImageTower
 from jepa.models.llama import Llama, LlamaStack
 from jepa.models.minilm import MiniLM
 from jepa.models.qwen import QwenEmbedding
@@ -31,6 +32,28 @@ CASES = {
             jnp.array([[0, 2, 4, 6, 8, 10]] * 2),
         ),
         lambda m: flops.video_transformer(m, 4, 8, 12, visible=6),
+    ),
+    "image tower": (
+        ImageTower(width=32, depth=2, heads=4, patch=4, table_grid=(1, 2, 3), gelu="tanh"),
+        (jax.random.normal(jax.random.key(0), (2, 4, 8, 12, 3)),),
+        lambda m: flops.x_encoder(m, 4, 8, 12),
+    ),
+    # As DINOv2's giant, with registers.
+    "image tower, gated": (
+        ImageTower(
+            width=32,
+            depth=2,
+            heads=4,
+            patch=4,
+            table_grid=(1, 2, 3),
+            class_token=True,
+            registers=2,
+            layer_scale=True,
+            gated=True,
+            temporal="sincos",
+        ),
+        (jax.random.normal(jax.random.key(0), (2, 4, 8, 12, 3)),),
+        lambda m: flops.x_encoder(m, 4, 8, 12),
     ),
     "llama": (
         LlamaStack(width=32, depth=3, heads=4, kv_heads=2, head_dim=6, mlp_width=48, causal=True),
@@ -74,6 +97,21 @@ CASES = {
     ),
     "text": (
         TextTransformer(vocab=12, width=32, depth=2, heads=4, max_length=8),
+        (IDS, MASK),
+        lambda m: flops.text_tower(m, 8),
+    ),
+    "text, as CLIP's": (
+        TextTransformer(
+            vocab=12,
+            width=32,
+            depth=2,
+            heads=4,
+            max_length=8,
+            causal=True,
+            pool="last",
+            projection=True,
+            normalise=True,
+        ),
         (IDS, MASK),
         lambda m: flops.text_tower(m, 8),
     ),

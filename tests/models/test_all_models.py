@@ -65,7 +65,13 @@ def test_bfloat16_is_near_float32():
 
 
 @pytest.mark.parametrize(
-    "name", ["vit", "predictor, narrow table", pytest.param("gemma", marks=pytest.mark.slow)]
+    "name",
+    [
+        "vit",
+        "predictor, narrow table",
+        pytest.param("gemma", marks=pytest.mark.slow),
+        pytest.param("image tower, gated", marks=pytest.mark.slow),
+    ],
 )
 def test_on_a_mesh_as_on_one_device(name):
     module, inputs, _ = CASES[name]
