@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from image_models import DEPTH, KINDS, PATCH, SIDE, WIDTH
-from transformers import SiglipConfig, SiglipModel, ViTConfig, ViTForImageClassification
+from transformers import SiglipConfig, SiglipModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from configs.vl_jepa import quickstart
 from experiments import convert
@@ -72,6 +72,23 @@ def test_every_hidden_state_and_the_outputs(models, kind, grid):
         hugging.assert_close(
             jit(pool.apply)({"params": params["pool"]}, tokens), expected.pooler_output
         )
+
+
+@pytest.mark.slow
+def test_published_size_of_vit_base(tmp_path):
+    torch.manual_seed(0)
+    theirs = ViTModel(ViTConfig()).eval()
+    theirs.save_pretrained(tmp_path / "published")
+    convert.convert("vit", tmp_path / "published", tmp_path / "converted")
+    fields = converted.about(tmp_path / "converted")["fields"]["encoder"]
+    published = {**IMAGE_TOWERS["vit_base_patch16_224"], "normalisation": "half"}
+    assert published.items() <= fields.items()
+    image = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
+    tower = ImageTower(**fields)
+    params = converted.load(tmp_path / "converted", part="encoder")
+    ours = jit(lambda p, x: tower.apply({"params": p}, x, method="levels")[0])(params, image)
+    with torch.no_grad():
+        hugging.assert_close(ours, image_models.run(theirs, image).last_hidden_state)
 
 
 @pytest.mark.parametrize(
