@@ -75,20 +75,24 @@ def read_manifest(path: str | Path) -> tuple[list[Entry | Reject], list[str]]:
     readers = {".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
     if path.suffix.lower() not in readers:
         raise UserError(f"--manifest {path}: its name must end in .jsonl or .csv (or .tsv)")
+    # One row at a time: a manifest may have millions of lines.
+    columns: dict[str, None] = {}
+    entries: list[Entry | Reject] = []
     try:
-        rows = list(readers[path.suffix.lower()](path))
+        for line, row in readers[path.suffix.lower()](path):
+            if isinstance(row, dict):
+                columns.update(dict.fromkeys(row))
+            entries.append(_manifest_entry(path, line, row))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--manifest {path} cannot be read: {reason}; give UTF-8 text") from error
-    columns = list(dict.fromkeys(c for _, row in rows if isinstance(row, dict) for c in row))
-    if not rows:
+    if not entries:
         raise UserError(f"--manifest {path} has no line; give one for each clip")
     if columns and "video" not in columns:
         raise UserError(
             f"--manifest {path} has no column 'video' (found: {', '.join(columns)}); rename the "
             "one that holds the paths of the videos"
         )
-    entries = [_manifest_entry(path, line, row) for line, row in rows]
     return merge(entries), [column for column in columns if not is_known(column)]
 
 

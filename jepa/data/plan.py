@@ -28,6 +28,7 @@ KINDS = ("folder", "manifest", "webdataset")
 RECORDS_PER_SHARD = 256
 CAPTION_QUERIES = ("What happens in the video?",)
 _THREADS = 32
+_TOGETHER = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,10 +199,7 @@ def plan_entries(split: str, found: Sequence[Entry | Reject], options: Options) 
         Job(split, i, total, options.transcode_size, entries=tuple(chunk))
         for i, chunk in enumerate(chunks)
     ]
-    # Threads, because a mounted bucket answers in milliseconds and clips may be millions.
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        described = list(pool.map(_describe, found))
-    return jobs, len(found), _digest(described)
+    return jobs, len(found), _digest_of_many(found)
 
 
 def records(job: Job) -> Iterator[schema.Record | Reject]:
@@ -259,6 +257,24 @@ def _stamp(path: Path) -> list[int] | None:
     except OSError:
         return None
     return [found.st_size, found.st_mtime_ns]
+
+
+def _digest_of_many(items: Sequence[Entry | Reject]) -> str:
+    """That of all descriptions as one list, of which no more than a part is in memory.
+
+    Threads, because a mounted bucket answers in milliseconds and clips may be millions.
+    """
+    parts = [items[i : i + _TOGETHER] for i in range(0, len(items), _TOGETHER)]
+    digest = hashlib.sha256(b"[")
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for number, text in enumerate(pool.map(_described, parts)):
+            digest.update(f"{', ' if number else ''}{text}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
+
+
+def _described(items: Sequence[Entry | Reject]) -> str:
+    return json.dumps([_describe(item) for item in items], sort_keys=True)[1:-1]
 
 
 def _digest(value: Any) -> str:

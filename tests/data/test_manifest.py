@@ -6,7 +6,7 @@ import re
 import pytest
 from video_files import write_picture, write_video
 
-from jepa.data import schema
+from jepa.data import plan, schema
 from jepa.data.build import Source, write_dataset
 from jepa.data.dataset import Dataset
 from jepa.data.entries import make_record
@@ -278,8 +278,6 @@ def test_too_many_rejects_stop_and_are_listed(tmp_path):
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     path = rows_with_bad(tmp_path, good=4, bad=0)
     source = [Source("train", "manifest", str(path))]
-    from jepa.data import plan
-
     real, made = plan.make_record, []
 
     def stops(entry, size):
@@ -324,3 +322,13 @@ def test_bad_settings(tmp_path, sources, options, words):
     with pytest.raises(UserError, match=words):
         write_dataset(tmp_path / "out", sources, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_digest_of_many_is_that_of_one_list(tmp_path):
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text("video,caption\n" + "".join(f"{i}.mp4,ü {i}\n" for i in range(2500)))
+    found, _ = read_manifest(manifest)
+    whole = plan._digest([plan._describe(item) for item in found])
+    assert plan._digest_of_many(found) == whole
+    assert plan._digest_of_many(found[:7]) != whole
+    assert plan._digest_of_many([]) == plan._digest([])
