@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 300  # seconds that the tests wait for a run
+TIMEOUT = 900  # seconds that the tests wait for a run
 
 
 def free_port():
