@@ -7,8 +7,8 @@ mesh that has names and sizes only, and its memory is added up:
   the gradients, one number of the parameter's type for each trained parameter, cut like it;
   what the backward pass keeps of the forward pass, as JAX says it (the residuals of `jax.vjp`), cut
   over the batch axes; of one micro-batch where there are several;
-  what one layer keeps while it is differentiated: the residuals without rematerialisation beyond
-  those with it, over the number of layers.
+  what one layer keeps while it is differentiated, of the network where that is most: its residuals
+  without rematerialisation beyond those with it, over the number of its layers.
 
 Not in it: the gathered parameters of the layers at work, workspaces, the allocator's gaps.
 Attention is traced in its plain forms, since cuDNN's needs a GPU to be traced. Time is that of the
@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from jepa import methods
 from jepa.methods.base import Method
 from jepa.parallel import mesh as meshes
-from jepa.parallel import products
+from jepa.parallel import partition, products
 from jepa.parallel.chips import Topology
 from jepa.training.ahead import Ahead, Memory, per_device
 from jepa.training.metrics import count
@@ -103,22 +103,25 @@ def _activations(prepared: Prepared, mesh: Any, batch_spec: Any) -> float:
     micro = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype), batch_spec
     )
-    plain = config.copy_and_resolve_references()
-    depths = _without_remat(plain.model)
+    layer = 0.0
     with meshes.using(mesh):
         kept = _residuals(prepared.method, prepared, micro)
-        everything = _residuals(methods.from_config(plain), prepared, micro)
-    layer = max(everything - kept, 0.0) / max(min(depths, default=1), 1)
+        for name, depth in _rematerialised(config, prepared).items():
+            plain = config.copy_and_resolve_references()
+            plain.model[name].remat = "none"
+            everything = _residuals(methods.from_config(plain), prepared, micro)
+            layer = max(layer, (everything - kept) / depth)
     return (kept + layer) / meshes.batch_shards(mesh)
 
 
-def _without_remat(model: ConfigDict) -> list[int]:
-    """Switches rematerialisation off; returns the depths of the networks that had it."""
-    found = []
-    for part in model.values():
-        if hasattr(part, "remat") and part.remat != "none":
-            part.remat = "none"
-            found.append(int(part.get("depth", 1)))
+def _rematerialised(config: ConfigDict, prepared: Prepared) -> dict[str, int]:
+    """{name: layers} of the networks that compute something twice."""
+    found: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(prepared.initializer.shapes.params):
+        name, *inside = partition.path_name(path).split("/")
+        section = config.model.get(name)
+        if "blocks" in inside and section is not None and section.get("remat") != "none":
+            found[name] = leaf.shape[0]
     return found
 
 
