@@ -18,6 +18,9 @@ from jepa.errors import UserError
 from jepa.parallel import attention
 from jepa.parallel.partition import Table, prefixed
 
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(attention.NAME)
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
 # What a block keeps for its backward pass besides its input, by the name a config uses.
 REMAT: Mapping[str, Callable[..., Any] | None] = {
     # Everything.
@@ -25,10 +28,12 @@ REMAT: Mapping[str, Callable[..., Any] | None] = {
     # Nothing: the whole block is computed twice. Least memory.
     "full": jax.checkpoint_policies.nothing_saveable,
     # The results of weight matrices; norms, activations and attention are computed twice.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _DOTS,
     # The attention's result, and what a fused kernel needs to go back from it: the costliest part
     # for long videos is computed once.
-    "attention": jax.checkpoint_policies.save_only_these_names(attention.NAME),
+    "attention": _ATTENTION,
+    # Both: only norms and activations are computed twice.
+    "dots_attention": jax.checkpoint_policies.save_from_both_policies(_DOTS, _ATTENTION),
 }
 
 

@@ -19,9 +19,9 @@ from jax.typing import DTypeLike
 
 _LANES = 128
 # Sizes of blocks, each a multiple of what the chip works on at once.
-_BLOCKS = (1024, 768, 512, 384, 256, 128)
+_BLOCKS = (1024, 768, 640, 512, 384, 256, 128)
 # Logits of a block that are held at once, in columns; half of a larger block.
-_LARGEST_COMPUTE = 512
+_LARGEST_COMPUTE = 640
 # The segment of all queries, and of the keys that they see.
 _SEEN = 1
 
