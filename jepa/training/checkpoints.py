@@ -3,17 +3,19 @@
 A checkpoint holds the train state, the loader's position and the config. Saving is asynchronous
 and atomic (a directory appears under its final name when it is complete). Arrays are restored
 straight into the shardings of the run that reads them, so the mesh may differ from the one that
-wrote them. A fingerprint of the arrays, taken on the devices, travels along: what does not match
-it after reading counts as damaged, like what cannot be read.
+wrote them. A fingerprint of the arrays, taken on the devices, and a CRC of the rest travel along:
+what does not match them after reading counts as damaged, like what cannot be read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ logging.getLogger("absl").addFilter(
 )
 # Those of a run's states; they differ from phase to phase, and a step says which phase it is of.
 Shapes = TrainState | Callable[[int], TrainState]
+_ABOUT = {"loader", "fingerprint", "evaluated"}
 _MANY = 256  # more checkpoints than are ever looked at to find one that can be read
 
 
@@ -91,6 +94,7 @@ class Checkpoints:
                     get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
                 )
             )
+            _drop_damaged_evaluations(self.directory)
         with disk.room_for(self.directory):
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -164,6 +168,7 @@ class Checkpoints:
             "fingerprint": int(_fingerprint(state)),
             "evaluated": bool(metrics),
         }
+        about["crc"] = _crc(about)
         self._evaluations[step] = dict(metrics or {})
         with disk.room_for(self.directory):
             if step in self.steps():
@@ -245,11 +250,14 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
             ),
         )
-        found, noted = int(_fingerprint(got.state)), int(got.data["fingerprint"])
+        about = dict(got.data)
+        # Checkpoints from before there was one have no CRC, and nothing that is unknown here.
+        if about.pop("crc", None) != _crc(about) and ("crc" in got.data or set(about) - _ABOUT):
+            raise ValueError("the position of its loader is not what was saved")
+        found, noted = int(_fingerprint(got.state)), int(about["fingerprint"])
         if found != noted:
             raise ValueError(f"its arrays have fingerprint {found:#x}, they were {noted:#x}")
-        evaluated = bool(got.data.get("evaluated", False))
-        return Restored(step, got.state, dict(got.data["loader"]), evaluated)
+        return Restored(step, got.state, dict(about["loader"]), bool(about.get("evaluated", False)))
 
     def _set_aside(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
@@ -337,6 +345,26 @@ def _bits(x: jax.Array) -> jax.Array:
     size = x.dtype.itemsize
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)
     return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+
+
+def _drop_damaged_evaluations(directory: Path) -> None:
+    """Removes metrics that are no JSON, which Orbax could not open the directory with."""
+    if jax.process_index() == 0:
+        for path in directory.glob("*/metrics/metrics"):
+            try:
+                good = isinstance(json.loads(path.read_bytes()), dict)
+            except (ValueError, OSError):
+                good = False
+            if not good:
+                log.warning("%s is damaged; that evaluation counts for nothing now", path)
+                path.unlink()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged evaluations dropped")
+
+
+def _crc(about: Mapping[str, Any]) -> int:
+    """Returns the CRC of what a checkpoint says beside its arrays; a digit may flip there too."""
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
 def _first_line(error: BaseException) -> str:
