@@ -1,5 +1,7 @@
 """What a config names as `model.x_encoder.weights`: every form of every encoder."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -85,3 +87,14 @@ def test_plans_say_all_that_decides_the_function(directory):
     assert set(FUNCTION["video"]) <= set(
         converted.about(directory / "converted")["fields"]["encoder"]
     )
+
+
+def test_an_x_encoder_of_a_run_of_vl_jepa_begins_another(directory, tmp_path):
+    encoder = converted.load(directory / "converted", part="encoder")
+    section = method("").model.x_encoder.to_dict()
+    exported = tmp_path / "exported.safetensors"
+    parameters.save(exported, encoder, {"fields": json.dumps(section), "part": "x_encoder"})
+    found = starting.read(method(str(exported)).pretrained()["x_encoder"])
+    jax.tree.map(np.testing.assert_array_equal, found, encoder)
+    with pytest.raises(UserError, match="made with gelu='exact' and the config says 'tanh'"):
+        method(str(exported), gelu="tanh").pretrained()
