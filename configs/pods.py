@@ -51,7 +51,6 @@ _ON_PODS: dict[tuple[str, str], dict[str, Any]] = {
     # 221,000 tokens a chip; a quarter of them at a time.
     ("v_jepa_2_giant", "v5e_16x16"): {"cooldown": {"train.accumulate": 4}},
     # 48 clips a chip.
-    ("v_jepa_2_huge", "h100_64"): {"cooldown": {"train.accumulate": 2}},
     ("v_jepa_2_giant", "h100_64"): {"cooldown": {"train.accumulate": 4}},
 }
 
