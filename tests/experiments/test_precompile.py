@@ -213,13 +213,11 @@ def test_a_config_is_compiled_for_two_meshes(tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 def test_a_program_that_does_not_fit_is_a_result():
-    made = job("v5e:1x1", {"data": 1, "fsdp": 1, "tensor": 1, "context": 1})
     config = small()
-    config.data.update(size=512, frames=16)
-    config.train.global_batch = 256
-    made = precompile_program.make_job(
-        "large", config, chips.topology("v5e:1x1"), dict.fromkeys(made.mesh.axis_names, 1)
-    )
+    config.data.update(size=512)
+    config.train.global_batch = 4096
+    sizes = {"data": 4, "fsdp": 1, "tensor": 1, "context": 1}
+    made = precompile_program.make_job("large", config, chips.topology("v5e:2x2"), sizes)
     found = precompile_program.run(made, made.phases[0])
     assert not found["fits"] and found["memory"]["total"] > found["memory"]["capacity"]
     assert jax.default_backend() == "cpu"
