@@ -108,7 +108,11 @@ def reference():
 
 @pytest.mark.parametrize(
     ("devices", "axes"),
-    [(2, {}), (4, {"mesh.fsdp": 2}), (8, {"mesh.fsdp": 2, "mesh.tensor": 2})],
+    [
+        (2, {}),
+        (4, {"mesh.fsdp": 2, "mesh.context": 2}),
+        (8, {"mesh.fsdp": 2, "mesh.tensor": 2}),
+    ],
     ids=str,
 )
 def test_loss_gradient_and_batch_norm_agree_on_any_mesh(reference, devices, axes):

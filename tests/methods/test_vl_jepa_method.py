@@ -98,7 +98,7 @@ def reference():
     ("devices", "axes"),
     [
         (2, {}),
-        (4, {}),
+        (4, {"mesh.context": 2}),
         (8, {}),
         # Both axes are in the last one too.
         pytest.param(2, {"mesh.fsdp": 2}, marks=pytest.mark.slow),
