@@ -34,37 +34,44 @@ _SIZES = (24, 48, "v5e:2x4", "v5e:16x16")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds this suite's flags."""
     group = parser.add_argument_group("compile")
-    group.add_argument("--depths", type=int, nargs=2, default=_SIZES[:2], metavar="N")
-    group.add_argument("--chips", nargs=2, default=_SIZES[2:], metavar="TOPOLOGY")
-    group.add_argument("--width", type=int, default=384, help="of the encoder")
-    group.add_argument("--clips", type=int, default=2, help="of each chip")
+    group.add_argument("--compile_depths", type=int, nargs=2, default=_SIZES[:2], metavar="N")
+    group.add_argument("--compile_chips", nargs=2, default=_SIZES[2:], metavar="TOPOLOGY")
+    group.add_argument("--compile_width", type=int, default=384, help="of the encoder")
+    group.add_argument("--compile_clips", type=int, default=2, help="of each chip")
 
 
 def check(args: argparse.Namespace) -> None:
     """Checks the flags.
 
     Raises:
-        UserError: A topology that is none, a size that is not positive, or no libtpu.
+        UserError: A topology that is none, a size out of range, or no libtpu.
     """
-    for name in args.chips:
+    for name in args.compile_chips:
         if not chips.topology(name).tpu:
-            raise UserError(f"--chips={name}: only programs for TPUs are compiled")
-    for key in ("width", "clips"):
-        if getattr(args, key) < 1:
-            raise UserError(f"--{key} is {getattr(args, key)}; it must be at least 1")
-    if args.width % 64:
-        raise UserError(f"--width={args.width}: make it a multiple of 64, the width of a head")
-    if min(args.depths) < 1:
-        raise UserError(f"--depths={args.depths}: a network has a block at the least")
+            raise UserError(f"--compile_chips={name}: only programs for TPUs are compiled")
+    if args.compile_width < 64 or args.compile_width % 64:
+        raise UserError(
+            f"--compile_width={args.compile_width}: make it a multiple of 64, the width of a head"
+        )
+    if args.compile_clips < 1:
+        raise UserError(f"--compile_clips is {args.compile_clips}; it must be at least 1")
+    if min(args.compile_depths) < 1:
+        raise UserError(f"--compile_depths={args.compile_depths}: a network has a block or more")
     if not topology.has_libtpu():
         raise UserError("--suite=compile needs libtpu: pip install -r requirements-tpu-compile.txt")
 
 
 def suite(args: argparse.Namespace) -> list[Measurement]:
     """Compiles each program `--rounds` times, in turn."""
-    sizes = {"width": args.width, "clips": args.clips, "rounds": args.rounds}
     found = child.call(
-        f"{__name__}:measure", {"depths": list(args.depths), "where": list(args.chips), **sizes}
+        f"{__name__}:measure",
+        {
+            "depths": list(args.compile_depths),
+            "where": list(args.compile_chips),
+            "width": args.compile_width,
+            "clips": args.compile_clips,
+            "rounds": args.rounds,
+        },
     )
     return [Measurement(**item) for item in found]
 
