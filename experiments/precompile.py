@@ -37,7 +37,7 @@ PHASE = flags.DEFINE_multi_string("phase", [], "Only these phases; may be given 
 OUT = flags.DEFINE_string("out", None, "JSON file to write the results to.")
 ALL = flags.DEFINE_bool("all", False, "Every config of configs/pods.py on every pod.")
 ONLY = flags.DEFINE_string("only", "", "With --all: those whose NAME@POD contains this.")
-RESULTS = flags.DEFINE_string("results", "runs/precompile", "With --all: where results are kept.")
+RESULTS = flags.DEFINE_string("results", "docs/pods", "With --all: where results are kept.")
 SPARE = flags.DEFINE_float("spare", None, "Share of HBM to be left, or the exit code is 1.")
 MARKDOWN = flags.DEFINE_string("markdown", None, "With --all: a document to put the table into.")
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from configs import pods
 from experiments import precompile_program
 from jepa.data.storage import write_atomically
 from jepa.errors import UserError
 from jepa.parallel import chips
+from jepa.training import config as configs
+from jepa.training import phases as training_phases
+from jepa.training.phases import Phase
 
 FILE = "configs/pods.py"
 
@@ -58,24 +63,32 @@ def run(results: Path, only: str, phases: Sequence[str]) -> list[dict[str, Any]]
     except OSError as error:
         raise UserError(f"--results={results} cannot be written ({error.strerror})") from error
     for name in wanted:
-        where = chips.topology(topology_of(f"{FILE}:{name}"))
         config = pods.get_config(name)
-        told = [phase["name"] for phase in config.get("phases", ())] or [""]
         missing = [
-            phase
-            for phase in told
-            if (not phases or phase in phases) and not path_of(results, name, phase).exists()
+            phase.name
+            for phase in plan(config)
+            if (not phases or phase.name in phases) and read(results, name, phase) is None
         ]
         if not missing:
             continue
+        where = chips.topology(topology_of(f"{FILE}:{name}"))
         job = precompile_program.make_job(f"{FILE}:{name}", config, where, None)
         for prepared in job.phases:
-            phase = prepared.phase.name
-            if phase in missing:
-                print(f"{time.strftime('%H:%M:%S')}  {name} {phase}", file=sys.stderr, flush=True)
-                text = json.dumps(precompile_program.run(job, prepared), indent=1) + "\n"
-                write_atomically(path_of(results, name, phase), text.encode())
-    return list(read(results))
+            phase = prepared.phase
+            if phase.name in missing:
+                told = f"{time.strftime('%H:%M:%S')}  {name} {phase.name}"
+                print(told, file=sys.stderr, flush=True)
+                text = json.dumps(precompile_program.run(job, prepared), indent=1)
+                write_atomically(path_of(results, name, phase.name), text + "\n")
+    found = [
+        read(results, name, phase) for name in names() for phase in plan(pods.get_config(name))
+    ]
+    return [entry for entry in found if entry is not None]
+
+
+def plan(config: ConfigDict) -> tuple[Phase, ...]:
+    """Returns the phases of a config."""
+    return training_phases.plan(configs.resolve(config))
 
 
 def path_of(results: Path, name: str, phase: str) -> Path:
@@ -83,18 +96,18 @@ def path_of(results: Path, name: str, phase: str) -> Path:
     return results / f"{name}{'-' if phase else ''}{phase}.json"
 
 
-def read(results: Path) -> Iterator[dict[str, Any]]:
-    """Yields the results that are there, in the order of the table.
+def read(results: Path, name: str, phase: Phase) -> dict[str, Any] | None:
+    """Returns the result of a phase; None where there is none, or of another config than now.
 
     Raises:
-      UserError: a file is no result.
+      UserError: the file is no result.
     """
-    for name in names():
-        for phase in [p["name"] for p in pods.get_config(name).get("phases", ())] or [""]:
-            path = path_of(results, name, phase)
-            if not path.exists():
-                continue
-            try:
-                yield json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path} is no result of precompile; delete it") from error
+    path = path_of(results, name, phase.name)
+    if not path.exists():
+        return None
+    try:
+        entry: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        wanted = precompile_program.settings(phase.config, entry["chips"])
+        return entry if all(entry[key] == value for key, value in wanted.items()) else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no result of precompile; delete it") from error

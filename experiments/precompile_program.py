@@ -132,20 +132,12 @@ def run(job: Job, prepared: Prepared) -> Entry:
 
 def entry(job: Job, prepared: Prepared, found: Ahead) -> Entry:
     """Returns what is known of a step, as JSON."""
-    config = prepared.phase.config
     return {
         "config": job.config,
         "phase": prepared.phase.name,
         "topology": job.topology.name,
         "chips": job.mesh.size,
-        "mesh": {axis: int(size) for axis, size in job.mesh.shape.items() if size > 1},
-        "global_batch": config.train.global_batch,
-        "accumulate": config.train.accumulate,
-        "frames": config.data.frames,
-        "size": config.data.size,
-        "remat": {
-            name: part.remat for name, part in config.model.items() if hasattr(part, "remat")
-        },
+        **settings(prepared.phase.config, job.mesh.size),
         "parameters": found.parameters,
         "trained": found.trained,
         "memory": {**dataclasses.asdict(found.memory), "spare": found.memory.spare},
@@ -161,6 +153,25 @@ def entry(job: Job, prepared: Prepared, found: Ahead) -> Entry:
         "seconds": dict(zip(("lower", "compile"), found.seconds, strict=True)),
         "versions": {"jax": jax.__version__, "libtpu": _libtpu()},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def settings(config: ConfigDict, devices: int) -> Entry:
+    """Returns what of a phase's config is chosen for a pod, or decides how much there is to do.
+
+    A result is that of a config as long as these agree.
+    """
+    sizes = configs.mesh_sizes(config, devices)
+    return {
+        "mesh": {axis: size for axis, size in sizes.items() if size > 1},
+        "global_batch": config.train.global_batch,
+        "accumulate": config.train.accumulate,
+        "gradient_cache": config.train.gradient_cache,
+        "frames": config.data.frames,
+        "size": config.data.size,
+        "remat": {
+            name: part.remat for name, part in config.model.items() if hasattr(part, "remat")
+        },
     }
 
 

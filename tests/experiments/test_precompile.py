@@ -89,7 +89,8 @@ def test_all_goes_on_where_it_stopped(monkeypatch, tmp_path):
 
     def run(job, prepared):
         ran.append((job.config, prepared.phase.name))
-        return {"name": prepared.phase.name}
+        settings = precompile_program.settings(prepared.phase.config, 256)
+        return {"name": prepared.phase.name, "chips": 256, **settings}
 
     monkeypatch.setattr(precompile_program, "run", run)
     monkeypatch.setattr(
@@ -107,9 +108,16 @@ def test_all_goes_on_where_it_stopped(monkeypatch, tmp_path):
     )
     name = "v_jepa_2_large@v5e_16x16"
     first = precompile_pods.run(tmp_path, name, ["cooldown"])
-    assert first == [{"name": "cooldown"}]
-    assert precompile_pods.run(tmp_path, name, []) == [{"name": "main"}, {"name": "cooldown"}]
+    assert [entry["name"] for entry in first] == ["cooldown"]
+    both = precompile_pods.run(tmp_path, name, [])
+    assert [entry["name"] for entry in both] == ["main", "cooldown"]
     assert [phase for _, phase in ran] == ["cooldown", "main"]
+    monkeypatch.setitem(
+        pods._ON_PODS, (name[:14], name[15:]), {"cooldown": {"train.accumulate": 2}}
+    )
+    assert precompile_pods.run(tmp_path, name, ["main"]) == both[:1]  # the other one is out of date
+    assert len(precompile_pods.run(tmp_path, name, [])) == 2
+    assert [phase for _, phase in ran[2:]] == ["cooldown"]
     (tmp_path / f"{name}-main.json").write_text("{")
     with pytest.raises(UserError, match=f"{name}-main.json is no result"):
         precompile_pods.run(tmp_path, name, [])
