@@ -52,7 +52,7 @@ test-slow: $(VENV)/.test-installed $(VENV)/.libtpu-installed  ## Run the tests t
 
 test-beam:  ## Test data preparation with Apache Beam, in an environment of its own
 	$(PYTHON) -m venv $(VENV)-beam
-	$(VENV)-beam/bin/pip install --disable-pip-version-check -q -e ".[beam]" "pytest>=8"
+	$(VENV)-beam/bin/pip install --disable-pip-version-check -q -e ".[beam]" "google-cloud-storage>=3" "pytest>=8"
 	$(VENV)-beam/bin/python -m pytest -q tests/data/test_beam.py
 
 # Two of the pods' programs, quick ones; all of them: experiments.precompile --all.

@@ -25,25 +25,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from jepa.data import plan as plans
 from jepa.data import schema
 from jepa.data.build import refuse_many
 from jepa.data.entries import make_record
 from jepa.data.jobs import Progress
-from jepa.data.plan import (
-    Job,
-    Options,
-    Part,
-    Plan,
-    Source,
-    check,
-    join,
-    plan_manifest,
-    plan_source,
-    plan_tars,
-    plan_text,
-    read_plan,
-    records,
-)
 from jepa.data.shards import PARTS, Reject, part_name, read_summary, shard_name, summary_text
 from jepa.data.storage import Files, is_address
 from jepa.data.webdataset import read_tar
@@ -90,7 +76,8 @@ class RemoteFiles(Files):
     def read(self, name: str) -> str:
         """See `Files.read`."""
         self.size(name)  # what opening an absent object raises differs between file systems
-        return read_bytes(f"{self.url}/{name}").decode()
+        with _reaching(f"{self.url}/{name}"):
+            return read_bytes(f"{self.url}/{name}").decode()
 
     def write(self, name: str, content: str | bytes) -> None:
         """See `Files.write`."""
@@ -103,21 +90,22 @@ class RemoteFiles(Files):
         """Copy a local file to `name`."""
         target = f"{self.url}/{name}"
         partial = f"{target}.{uuid.uuid4().hex[:12]}.tmp"
-        filesystem = FileSystems.get_filesystem(target)
-        if filesystem.has_dirs():
-            with contextlib.suppress(OSError):  # it exists
-                FileSystems.mkdirs(os.path.dirname(target))
-        try:
+        with _reaching(target):
+            if FileSystems.get_filesystem(target).has_dirs():
+                with contextlib.suppress(OSError):  # it exists
+                    FileSystems.mkdirs(os.path.dirname(target))
             with path.open("rb") as source, _open(partial, write=True) as sink:
                 shutil.copyfileobj(source, sink, 1 << 22)
-            self.remove(name)  # some file systems do not rename onto an existing file
-            FileSystems.rename([partial], [target])
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {str(error).splitlines()[0]}") from error
+            try:
+                FileSystems.rename([partial], [target])
+            except OSError:  # some file systems do not rename onto an existing file
+                self.remove(name)
+                FileSystems.rename([partial], [target])
 
     def size(self, name: str) -> int:
         """See `Files.size`."""
-        found = FileSystems.match([f"{self.url}/{name}"])[0].metadata_list
+        with _reaching(f"{self.url}/{name}"):
+            found = FileSystems.match([f"{self.url}/{name}"])[0].metadata_list
         if not found:
             raise FileNotFoundError(f"{self.url}/{name}")
         return found[0].size_in_bytes
@@ -128,15 +116,26 @@ class RemoteFiles(Files):
 
     def remove(self, name: str) -> None:
         """See `Files.remove`."""
-        if FileSystems.exists(f"{self.url}/{name}"):
-            FileSystems.delete([f"{self.url}/{name}"])
+        with _reaching(f"{self.url}/{name}"):
+            if FileSystems.exists(f"{self.url}/{name}"):
+                FileSystems.delete([f"{self.url}/{name}"])
 
     def tidy(self, folder: str) -> None:
         """See `Files.tidy`."""
-        patterns = [f"{self.url}/{folder}/*", f"{self.url}/*.tmp"]
-        found = [m.path for match in FileSystems.match(patterns) for m in match.metadata_list]
+        left = FileSystems.match([f"{self.url}/*.tmp"])[0].metadata_list
+        # With a slash it is all that is below, in few requests.
         with contextlib.suppress(OSError):
-            FileSystems.delete(found)
+            FileSystems.delete([f"{self.url}/{folder}/", *(found.path for found in left)])
+
+
+@contextlib.contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """Turn whatever a file system raises, each its own, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"{url} cannot be read or written: {reason.splitlines()[0]}") from error
 
 
 def open_files(directory: str) -> Files:
@@ -158,8 +157,8 @@ def _open(url: str, write: bool = False) -> Any:
 
 def write_dataset(
     directory: str,
-    sources: Sequence[Source],
-    options: Options,
+    sources: Sequence[plans.Source],
+    options: plans.Options,
     *,
     name: str = "",
     runner: str,
@@ -181,7 +180,7 @@ def write_dataset(
     Raises:
         UserError: as `build.write_dataset`; or the pipeline failed, whose finished shards stay.
     """
-    check(sources, options)
+    plans.check(sources, options)
     directory = directory.rstrip("/") if is_address(directory) else os.path.abspath(directory)
     pipeline_options = _pipeline_options(runner, flags)
     files = open_files(directory)
@@ -200,30 +199,33 @@ def write_dataset(
     return counters
 
 
-def _plan(sources: Sequence[Source], options: Options) -> tuple[Plan, dict[str, str]]:
+def _plan(
+    sources: Sequence[plans.Source], options: plans.Options
+) -> tuple[plans.Plan, dict[str, str]]:
     """The plan, and for each split the address that its videos' names are relative to, if any."""
-    parts: list[Part] = []
+    parts: list[plans.Part] = []
     bases: dict[str, str] = {}
     for source in sources:
         location = source.location
         if not is_address(location):
-            parts.append(plan_source(source, options))
+            parts.append(plans.plan_source(source, options))
         elif source.kind == "folder":
             raise UserError(
                 f"--folder {location} is an address; list its videos in a manifest (--manifest)"
             )
         elif source.kind == "webdataset":
-            parts.append(plan_tars(source.split, _match_tars(location), options))
+            parts.append(plans.plan_tars(source.split, _match_tars(location), options))
         else:
             bases[source.split] = location.rpartition("/")[0]
             with tempfile.TemporaryDirectory() as folder:
                 local = _download(location, folder)
-                parts.append(plan_manifest(source, str(local), options))
-    return join(parts, options), bases
+                parts.append(plans.plan_manifest(source, str(local), options))
+    return plans.join(parts, options), bases
 
 
 def _match_tars(pattern: str) -> list[tuple[str, str, Any]]:
-    found = FileSystems.match([pattern])[0].metadata_list
+    with _reaching(pattern):
+        found = FileSystems.match([pattern])[0].metadata_list
     tars = sorted((m for m in found if m.path.endswith(".tar")), key=lambda m: m.path)
     if not tars:
         raise UserError(f"--webdataset {pattern} names no .tar file; quote the pattern")
@@ -241,11 +243,8 @@ def _match_tars(pattern: str) -> list[tuple[str, str, Any]]:
 
 def _download(url: str, folder: str) -> Path:
     path = Path(folder) / url.rpartition("/")[2]
-    try:
-        with _open(url) as source, path.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 22)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{url} cannot be read: {str(error).splitlines()[0]}") from error
+    with _reaching(url), _open(url) as source, path.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 22)
     return path
 
 
@@ -253,16 +252,16 @@ def _plan_name(file: str) -> str:
     return f"{PARTS}/{file}.plan"
 
 
-def _store_plans(writer: DatasetWriter, plan: Plan, bases: Mapping[str, str]) -> None:
+def _store_plans(writer: DatasetWriter, plan: plans.Plan, bases: Mapping[str, str]) -> None:
     """Put the plan of every missing shard where workers find it.
 
     In files and not in the pipeline, whose description some runners limit to a few megabytes.
     """
     missing = {split: set(writer.missing(split, total)) for split, total in plan.shards.items()}
 
-    def store(job: Job) -> None:
+    def store(job: plans.Job) -> None:
         file = shard_name(job.split, job.index, job.total)
-        writer.files.write(_plan_name(file), plan_text(job, bases.get(job.split, "")))
+        writer.files.write(_plan_name(file), plans.plan_text(job, bases.get(job.split, "")))
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(store, [job for job in plan.jobs if job.index in missing[job.split]]))
@@ -284,7 +283,7 @@ class _WriteShard(beam.DoFn):
         file = shard_name(split, index, total)
         if read_summary(files, file) is not None:
             return  # by an earlier run, or by another attempt at this element
-        job, base = read_plan(files.read(_plan_name(file)))
+        job, base = plans.read_plan(files.read(_plan_name(file)))
         found = self._counted(_records(job, base))
         if isinstance(files, RemoteFiles):
             with tempfile.TemporaryDirectory() as folder:
@@ -305,14 +304,14 @@ class _WriteShard(beam.DoFn):
             yield item
 
 
-def _records(job: Job, base: str) -> Iterator[schema.Record | Reject]:
+def _records(job: plans.Job, base: str) -> Iterator[schema.Record | Reject]:
     """As `plan.records`, for videos and tars in buckets too."""
     if job.tar and is_address(job.tar):
         with tempfile.TemporaryDirectory() as folder:
             yield from read_tar(_download(job.tar, folder), job.prefix, job.transcode_size)
         return
     if job.tar:
-        yield from records(job)
+        yield from plans.records(job)
     for item in job.entries:
         if isinstance(item, Reject):
             yield item

@@ -85,6 +85,7 @@ class DatasetWriter:
         files: Files | None = None,
     ):
         self.files = files or Files(directory)
+        self._known: dict[str, ShardSummary] = {}
         self.name = name
         self.settings = json.loads(json.dumps(dict(settings), sort_keys=True))
         self.settings["schema"] = schema.SCHEMA_VERSION
@@ -130,7 +131,14 @@ class DatasetWriter:
         # Threads, because a bucket answers in tens of milliseconds and shards may be thousands.
         with concurrent.futures.ThreadPoolExecutor(min(32, max(1, shards))) as pool:
             names = [shard_name(split, index, shards) for index in range(shards)]
-            return list(pool.map(lambda name: read_summary(self.files, name), names))
+            found = pool.map(lambda name: self._known.get(name) or self._read(name), names)
+            return list(found)
+
+    def _read(self, name: str) -> ShardSummary | None:
+        summary = read_summary(self.files, name)
+        if summary is not None:
+            self._known[name] = summary
+        return summary
 
     def finish(
         self,
