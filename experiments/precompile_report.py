@@ -151,17 +151,24 @@ def table(entries: Sequence[Entry]) -> str:
 
 
 def markdown(entries: Sequence[Entry]) -> str:
-    """Returns the table for a document: what was compiled, and below it what was estimated."""
-    if not entries:
-        return "Nothing has been compiled yet."
-    versions = sorted(
-        {f"jax {e['versions']['jax']}, libtpu {e['versions']['libtpu']}" for e in entries}
-    )
+    """Returns the tables for a document: what was compiled, and below it what was estimated."""
+    parts = []
+    for estimated, said in ((False, "Compiled"), (True, "Estimated")):
+        those = [entry for entry in entries if entry["estimated"] == estimated]
+        if those:
+            rows = [_line(HEADINGS), _line(["---"] * len(HEADINGS)), *map(_line, map(row, those))]
+            parts.append("\n".join([f"{said} with {_versions(those)}.", "", *rows]))
+    return "\n\n".join(parts) or "Nothing has been compiled yet."
+
+
+def _versions(entries: Sequence[Entry]) -> str:
+    """What made the results, and when."""
+    made = set()
+    for entry in entries:
+        names = ("jax",) if entry["estimated"] else ("jax", "libtpu")
+        made.add(", ".join(f"{name} {entry['versions'][name]}" for name in names))
     dates = sorted({entry["date"] for entry in entries})
-    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    said = f"Compiled with {' and '.join(versions)}, {when}."
-    lines = [said, "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
-    return "\n".join(lines + [_line(row(entry)) for entry in entries])
+    return f"{' and '.join(sorted(made))}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
 def _line(cells: Sequence[str]) -> str:
