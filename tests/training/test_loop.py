@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shutil
@@ -94,21 +95,38 @@ def test_a_longer_run_goes_on_and_another_config_does_not(whole, tmp_path):
     assert longer.step == 22
 
 
-def test_resuming_on_another_mesh(whole, tmp_path):
+def test_going_on_on_fewer_and_fewer_devices(whole, tmp_path):
     class Broken(toy.Loader):
+        last = 0
+
         def __next__(self):
-            if self.next == 12:
+            if self.next == self.last:
                 raise RuntimeError("the power went")
             return super().__next__()
 
-    with pytest.raises(RuntimeError):
-        train(tmp_path, loader=Broken(16, 3))
-    assert checkpoints(tmp_path) == [8]
-    result = train(tmp_path, devices=8, mesh__fsdp=2, mesh__tensor=2)
+    for devices, last, mesh in (
+        (8, 5, {"mesh__fsdp": 2, "mesh__tensor": 2}),
+        (4, 10, {"mesh__fsdp": 2}),
+        (2, 15, {}),
+        (1, None, {}),
+    ):
+        Broken.last = last
+        with pytest.raises(RuntimeError) if last else contextlib.nullcontext():
+            result = train(
+                tmp_path, devices=devices, loader=Broken(16, 3), train__save_every=4,
+                train__log_every=1, **mesh,
+            )  # fmt: skip
+        assert last is None or checkpoints(tmp_path)[-1] == last - last % 4
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         result.state.params, whole[1].state.params,
     )  # fmt: skip
+    losses = [row["loss"] for row in records(tmp_path)]
+    assert [row["step"] for row in records(tmp_path)] == list(range(1, 21))
+    # The other run has lines for steps 1, 5, 10, 15 and 20, with means of the steps in between.
+    means = np.reshape(losses, (4, 5)).mean(axis=1)
+    logged = [row["loss"] for row in records(whole[0]) if "loss" in row]
+    np.testing.assert_allclose([losses[0], *means[1:]], [logged[0], *logged[2:]], rtol=1e-5)
 
 
 def test_keep_last_and_keep_best(tmp_path):
