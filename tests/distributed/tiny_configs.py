@@ -12,7 +12,8 @@ NAMES = ("vl_jepa", "v_jepa_2", "lejepa")
 
 def get_config(name):
     config = {"vl_jepa": tiny.get_config, "v_jepa_2": v_jepa_2, "lejepa": lejepa}[name]()
-    config.data.update(frames=4, size=32, cache="none", threads=1)
+    frames = 1 if name == "lejepa" else 4
+    config.data.update(frames=frames, size=32, cache="none", threads=1)
     config.optimizer.update(learning_rate=1e-3, warmup_steps=2)
     config.train.update(steps=50, global_batch=8, log_every=1, save_every=0, health_every=0)
     return config
@@ -28,7 +29,7 @@ def v_jepa_2():
 
 def lejepa():
     config = fashion_mnist.get_config()
-    config.model.encoder.update(patch=8, tubelet=2, width=24, depth=2, heads=2, scan=True)
+    config.model.encoder.update(patch=8, width=24, depth=2, heads=2, scan=True)
     config.model.global_views.update(count=2, size=32)
     config.model.projector.update(features=16, hidden=(32,))
     return config
