@@ -8,7 +8,10 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
+import time
 
 import pytest
 
@@ -247,6 +250,27 @@ def test_tars_and_single_videos_in_a_bucket(tmp_path, bucket):
     assert dataset.split("train").record(0).video == data
     assert dataset.split("train").record(0).key == "bucket://in/0.mp4"
     assert dataset.split("test").record(0).key == "a/0"
+
+
+def test_killed_and_started_again_it_ends_with_the_same_directory(tmp_path):
+    for i in range(40):
+        write_video(tmp_path / "in" / f"{i}.mp4", frames=60, size=(160, 120))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    source = plan.Source("train", "folder", str(tmp_path / "in"))
+    write_dataset(whole, [source], name="mine", records_per_shard=2, transcode_size=96)
+    command = [sys.executable, "-m", "experiments.prepare_data", "--output", str(killed)]
+    command += ["--folder", source.location, "--name", "mine", "--records-per-shard", "2"]
+    command += ["--transcode-size", "96", "--runner", RUNNER]
+    for shards in (3, 8):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len(list(killed.glob("*.array_record"))) < shards and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        assert not (killed / "dataset.json").exists()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert contents(killed) == contents(whole)
 
 
 def test_the_command_and_too_many_rejects(tmp_path, capsys):
