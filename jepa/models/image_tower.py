@@ -170,8 +170,8 @@ class ImageTower(nn.Module):
         x = x + stretched(places, (rows, columns), self.table_grid[1:], self.resize).astype(x.dtype)
         learnt = [] if self.first is None else [self.first + before]
         learnt += [] if self.spare is None else [self.spare]
-        heads = [jnp.broadcast_to(t.astype(x.dtype), (len(x), *t.shape)) for t in learnt]
-        x = constrain(jnp.concatenate([*heads, x], axis=1), "batch", "tokens", None)
+        first = [jnp.broadcast_to(t.astype(x.dtype), (len(x), *t.shape)) for t in learnt]
+        x = constrain(jnp.concatenate([*first, x], axis=1), "batch", "tokens", None)
         x, tapped = self.stack(x, taps=taps)
         return self.norm(x), tapped
 

@@ -26,7 +26,20 @@ MILLIONS = {
 }
 
 
-@pytest.mark.parametrize("tower", IMAGE_TOWERS)
+# One of each family in every test run.
+QUICK = (
+    "vit_base_patch16_224",
+    "dinov2_small",
+    "dinov2_with_registers_giant",
+    "siglip2_base_patch16_naflex",
+    "siglip2_so400m_patch14_384",
+)
+
+
+@pytest.mark.parametrize(
+    "tower",
+    [t if t in QUICK else pytest.param(t, marks=pytest.mark.slow) for t in IMAGE_TOWERS],
+)
 def test_every_tower_builds(tower):
     config = image_tower.get_config(tower)
     config.data.path = "somewhere"

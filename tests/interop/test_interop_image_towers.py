@@ -1,6 +1,7 @@
 """ViT, DINOv2 and SigLIP 2 against transformers: the same function, the same file when back."""
 
 import json
+import shutil
 from functools import partial
 
 import hugging
@@ -11,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 from image_models import DEPTH, KINDS, PATCH, SIDE, WIDTH
-from transformers import SiglipConfig, SiglipModel, ViTConfig, ViTForImageClassification, ViTModel
+from jax.sharding import Mesh
+from safetensors.torch import save_file
+from transformers import (
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from configs.vl_jepa import quickstart
 from experiments import convert
@@ -20,6 +31,7 @@ from jepa.errors import UserError
 from jepa.interop import converted, parameters, starting
 from jepa.methods import x_encoders
 from jepa.models.image_tower import IMAGE_TOWERS, AttentionPooling, ImageTower
+from jepa.parallel import partition
 
 jit = partial(jax.jit, compiler_options=hugging.FAST)
 # More rows, fewer columns than the table of positions has.
@@ -259,3 +271,34 @@ def test_plans_say_all_that_decides_the_function(models):
     said = models("registers")[3]["encoder"]
     assert set(x_encoders.FUNCTION["image"]) - {"temporal"} <= set(said)
     assert set(IMAGE_TOWERS["dinov2_with_registers_giant"]) <= set(said)
+
+
+def test_parameters_go_straight_to_their_shards(models):
+    _, directory, params, _ = models("registers")
+    method = x_encoder(models, "registers", directory / "published")
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("fsdp", "tensor"))
+    wanted = partition.shardings(mesh, method.x_encoder.partition_table(), params["encoder"])
+
+    def check(pending, sharding, whole):
+        array = pending.read(sharding, "bfloat16")
+        assert array.sharding == sharding
+        np.testing.assert_array_equal(array, whole.astype("bfloat16"))
+
+    found = method.pretrained()["x_encoder"]
+    jax.tree.map(check, found, wanted, params["encoder"])
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+def test_siglip_without_its_head_and_by_older_names(prefix, tmp_path):
+    """Releases of transformers differ in what they put before the names of a vision model."""
+    sizes = {**image_models.IMAGE, "intermediate_size": 40}
+    theirs = SiglipVisionModel(SiglipVisionConfig(**sizes, vision_use_head=False))
+    theirs.save_pretrained(tmp_path / "saved")
+    (tmp_path / "published").mkdir()
+    shutil.copy(tmp_path / "saved" / "config.json", tmp_path / "published")
+    state = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
+    save_file(state, tmp_path / "published" / "model.safetensors", {"format": "pt"})
+    convert.convert("siglip", tmp_path / "published", tmp_path / "converted")
+    assert set(converted.load(tmp_path / "converted")) == {"encoder"}
+    convert.convert("siglip", tmp_path / "converted", tmp_path / "back")
+    assert hugging.tensors(tmp_path / "back") == hugging.tensors(tmp_path / "published")
