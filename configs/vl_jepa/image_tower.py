@@ -6,10 +6,10 @@
 
 What follows the colon is a name in `jepa.models.image_tower.IMAGE_TOWERS`: ViT, DINOv2 (with
 registers or without) or SigLIP 2. The tower encodes each of eight frames by itself; every clip is
-encoded once, before the first step, and its features are kept beside the dataset (4,096 tokens of
-768 numbers and less take 6 MB a clip and less). The predictor, which is trained from nothing, sees
-the tokens of all frames in a row; `model.x_encoder.temporal="sincos"` adds the frame's number to
-them too, and `frozen=False, cache_features=False` trains the tower with it.
+encoded once, before the first step, and its features are kept beside the dataset (of dinov2_base
+2,048 tokens of 768 numbers, 3 MiB a clip in float16). The predictor, which is trained from nothing,
+sees the tokens of all frames in a row; `model.x_encoder.temporal="sincos"` adds the frame's number
+to them too, and `frozen=False, cache_features=False` trains the tower with it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from jepa.errors import UserError
 from jepa.methods import x_encoders
 from jepa.models.image_tower import IMAGE_TOWERS
 
-# DINOv2's tables of positions are of 37 x 37 patches, for its last hours of training; what is
-# commonly asked of it is 16 x 16.
+# DINOv2's tables of positions are of 37 x 37 patches, for the large images at the end of its
+# training; 224 pixels, of which it saw more, are 16 x 16.
 _MOST_PATCHES = {"dinov2": 16}
 
 
