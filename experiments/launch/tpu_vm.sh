@@ -4,6 +4,7 @@
 #   tpu_vm.sh [--print] create             ask for the slice; nothing if it was asked for already
 #   tpu_vm.sh [--print] wait               until it is there
 #   tpu_vm.sh [--print] setup              on every VM: fetch IMAGE, mount BUCKET at MOUNT
+#   tpu_vm.sh [--print] stage gs://A/B     on every VM: copy it to LOCAL/B, or what has changed of it
 #   tpu_vm.sh [--print] run -- FLAGS       start experiments.train with FLAGS on every VM
 #   tpu_vm.sh [--print] status             state of the slice, and of training on every VM
 #   tpu_vm.sh [--print] logs               follow the log of the first VM
@@ -21,6 +22,7 @@
 #   CAPACITY           e.g. --spot or --reserved; empty for on demand
 #   IMAGE              as xpk.sh builds and pushes it
 #   BUCKET, MOUNT      a bucket, and where it is mounted (/mnt/bucket); none if BUCKET is empty
+#   LOCAL              a directory of each VM that training sees under the same name (/mnt/local)
 #   GRACE              seconds between SIGTERM and SIGKILL, for the last checkpoint (300)
 #   RESTARTS           how often a VM starts training again when it died or was stopped (20)
 #   PATIENCE           seconds between two looks of `wait` and `keep` (60)
@@ -33,6 +35,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 NAME=${NAME:-jepa}
 MOUNT=${MOUNT:-/mnt/bucket}
+LOCAL=${LOCAL:-/mnt/local}
 
 place() { echo "--project=$PROJECT --zone=$ZONE"; }
 
@@ -105,18 +108,28 @@ sudo mkdir -p $MOUNT && { mountpoint -q $MOUNT || \
 sudo gcsfuse --implicit-dirs -o allow_other $BUCKET $MOUNT; }"
 }
 
+stage() {
+  local target
+  case ${1:-} in
+    gs://?*/?*) ;;
+    *) die "stage gs://BUCKET/DIRECTORY: ${1:-nothing} is no such address" ;;
+  esac
+  target=$LOCAL/$(basename "$1")
+  on all "sudo mkdir -p $target && sudo gcloud storage rsync --recursive $1 $target"
+}
+
 # Docker starts a container again whose process ends with anything but 0, so training that was
 # stopped (42) or died goes on; one that has finished stays ended.
 start() {
   need IMAGE
-  local command variable environment="" volume=""
+  local command variable environment="" volume=" --volume=$LOCAL:$LOCAL"
   command=$(train_command "$@")
   for variable in XLA_FLAGS LIBTPU_INIT_ARGS; do
     if [ -n "${!variable:-}" ]; then
       environment+=" --env=$(printf %q "$variable=${!variable}")"
     fi
   done
-  if [ -n "${BUCKET:-}" ]; then volume=" --volume=$MOUNT:$MOUNT"; fi
+  if [ -n "${BUCKET:-}" ]; then volume+=" --volume=$MOUNT:$MOUNT"; fi
   on all "sudo docker inspect --format '{{.State.Running}}' jepa 2>/dev/null | grep -q true || \
 { sudo docker rm jepa >/dev/null 2>&1; sudo docker run --detach --name=jepa --privileged \
 --network=host --shm-size=16g --restart=on-failure:${RESTARTS:-20} \
@@ -168,7 +181,7 @@ main() {
   fi
   need PROJECT ZONE
   case $what in
-    create | setup | keep) "$what" "$@" ;;
+    create | setup | stage | keep) "$what" "$@" ;;
     wait) wait_for_it ;;
     run) start "$@" ;;
     status)
@@ -178,7 +191,7 @@ main() {
     logs) on 0 "sudo docker logs --tail=100 --follow jepa" ;;
     stop) on all "sudo docker stop --time=${GRACE:-300} jepa" ;;
     delete) queued delete --force --quiet ;;
-    *) die "${what:-no command}: give create, wait, setup, run, status, logs, stop, delete or keep" ;;
+    *) die "${what:-no command}: give create, wait, setup, stage, run, status, logs, stop, delete or keep" ;;
   esac
 }
 

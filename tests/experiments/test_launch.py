@@ -165,6 +165,10 @@ def test_gcloud_commands():
     words = shlex.split(run[-1].split("sudo docker run ")[1].removesuffix("; }"))
     assert words[-len(TRAIN) - 1 :] == [VARIABLES["IMAGE"], *TRAIN]
     assert "--restart=on-failure:20" in words and "--volume=/mnt/bucket:/mnt/bucket" in words
+    assert "--volume=/mnt/local:/mnt/local" in words
+    (copy,) = printed("tpu_vm.sh", "stage", "gs://data/sets/mine")
+    assert copy[-1].endswith("rsync --recursive gs://data/sets/mine /mnt/local/mine")
+    assert "is no such address" in call("tpu_vm.sh", "stage", "/data", code=2).stderr
     assert "--network=host" in words and "--env=XLA_FLAGS=--a=1 --b=2" in words
 
 
