@@ -9,7 +9,8 @@
 #   xpk.sh [--print] stop NAME               end a workload; the same `run` later goes on
 #   xpk.sh [--print] delete                  delete CLUSTER
 #
-# --print shows the commands and runs none. All of them may be run again.
+# --print shows the commands and runs none. All of them may be run again; a second `run` of a name that
+# is taken is refused by xpk.
 #
 # Variables:
 #   PROJECT, ZONE   of Google Cloud
