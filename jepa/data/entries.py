@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa.data import schema
+from jepa.data.storage import is_address
 from jepa.data.transcode import transcode
 from jepa.data.verify import BadVideo, is_image, verify
 from jepa.data.writer import Reject
@@ -177,6 +178,8 @@ def make_record(
         data: The encoded file where it is in memory already; else `entry.path` is read.
     """
     try:
+        if data is None and is_address(entry.source):
+            raise BadVideo("is an address, which only --runner reads; name a path")
         if data is None:
             data = _read(entry.path)
         if transcode_size is not None and not is_image(data):

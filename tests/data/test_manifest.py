@@ -332,3 +332,11 @@ def test_the_digest_of_many_is_that_of_one_list(tmp_path):
     assert plan._digest_of_many(found) == whole
     assert plan._digest_of_many(found[:7]) != whole
     assert plan._digest_of_many([]) == plan._digest([])
+
+
+def test_a_video_at_an_address_is_rejected_with_the_way_to_read_it(tmp_path):
+    (tmp_path / "clips.csv").write_text("video\ngs://b/a.mp4\n")
+    (entry,), _ = read_manifest(tmp_path / "clips.csv")
+    reject = make_record(entry)
+    assert isinstance(reject, Reject)
+    assert reject.reason == "gs://b/a.mp4: is an address, which only --runner reads; name a path"
