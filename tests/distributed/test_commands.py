@@ -86,7 +86,8 @@ def test_weights_are_read_into_the_shards_of_each_process(world, encoder, tmp_pa
     started = launch.run(tmp_path, given, 2)
     for index in range(2):
         found = re.search(r"(\d+) parameters, (\d+) of them cut by 8", started.log(index))
-        assert found and int(found[2]) > int(found[1]) // 2
+        # The others have no dimension of the embedding: biases inside of layers, say.
+        assert found and int(found[2]) >= int(found[1]) // 2 > 0
 
 
 @pytest.mark.slow

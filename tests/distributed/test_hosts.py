@@ -25,6 +25,20 @@ def last_line(log):
     return [line for line in log.splitlines() if line.startswith("error: ")][-1]
 
 
+@pytest.mark.parametrize("mode, code", [("late", 1), ("fails", 2), ("well", 0)])
+def test_two_processes_wait_for_each_other_and_end_together(tmp_path, mode, code):
+    started = Run(tmp_path, ["-m", "tests.distributed.hosts_process", mode], 2)
+    assert started.wait(90) == [code, code], started.logs()
+    if mode == "late":
+        late = f"process 1 ({HERE}) of 2 did not come to 'work' within 1"
+        assert late in last_line(started.log(0))
+        assert f"process 0 ({HERE}) of 2 failed: {late}" in last_line(started.log(1))
+    if mode == "fails":
+        why = "a mistake that only process 1 sees."
+        assert last_line(started.log(1)) == f"error: {why}"
+        assert last_line(started.log(0)) == f"error: process 1 ({HERE}) of 2 failed: {why}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_gone_ends_the_others(tmp_path, number):
@@ -52,7 +66,7 @@ def test_the_coordinator_that_is_gone_ends_the_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_late_process_is_named(tmp_path):
+def test_a_process_that_is_late_in_a_run_is_named(tmp_path):
     started = start(tmp_path, "--late=1", "--barrier=40")
     started.until("step 6/")
     codes = started.wait(BOUND + 40)
