@@ -11,7 +11,7 @@ from jepa import methods
 from jepa.data.config import DataConfig
 from jepa.errors import UserError
 from jepa.interop import llama, registry, starting
-from jepa.methods import vl_jepa, vl_jepa_model
+from jepa.methods import vl_jepa_model, x_encoders
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import metrics, phases, prepare, video_features
@@ -187,7 +187,7 @@ def test_the_config_describes_the_published_networks(stages, monkeypatch):
     method = stages["stage_1"].method
     theirs = registry.model("v_jepa_2").plan(V_JEPA_2).fields["encoder"]
     assert theirs["rope"] == "tiled"
-    for name in {*theirs, *vl_jepa._FUNCTION}:
+    for name in {*theirs, *x_encoders.FUNCTION["video"]}:
         assert getattr(method.x_encoder, name) == theirs[name]
     fields = llama.span(LLAMA, paper.LAYERS).fields[llama.PART]
     start = starting.Start(paper.WEIGHTS["predictor"], fields, {"table": {}, "llama": {}})
