@@ -228,7 +228,8 @@ def _measure(
             identity = suite.identity(encoder, label, probe)
             if measured.has(label, probe, identity):
                 continue
-            print(f"measuring {label} of {name} with {probe}", flush=True)
+            if jax.process_index() == 0:
+                print(f"measuring {label} of {name} with {probe}", flush=True)
             numbers, hits = suite.measure(encoder, label, probe)
             if jax.process_index() == 0:
                 measured.add(

@@ -89,13 +89,14 @@ class Progress:
         name: What is being made.
         total: How many units there are; None where that is not known.
         unit: What one of them is called.
+        main: Whether this process, of several that do the same, is the one that shows it.
     """
 
-    def __init__(self, name: str, total: int | None, unit: str):
-        self.name, self.total, self.unit, self.done = name, total, unit, 0
+    def __init__(self, name: str, total: int | None, unit: str, *, main: bool = True):
+        self.name, self.total, self.unit, self.done, self._main = name, total, unit, 0, main
         self.bar: Any = None
         self._begin = time.monotonic()
-        if sys.stderr.isatty():
+        if main and sys.stderr.isatty():
             self.bar = tqdm(total=total, unit=unit, desc=name, dynamic_ncols=True)
 
     def __enter__(self) -> Progress:
@@ -112,7 +113,7 @@ class Progress:
             self.bar.update(count)
             return
         step = max(1, self.total // 10) if self.total else 1000
-        if before // step < self.done // step:
+        if self._main and before // step < self.done // step:
             of = f" of {self.total}" if self.total else ""
             left = f", {self._left()} left" if self.total and self.done < self.total else ""
             print(f"{self.name}: {self.done}{of} {self.unit}s{left}", file=sys.stderr, flush=True)

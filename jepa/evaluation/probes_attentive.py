@@ -93,7 +93,8 @@ class Probes:
         steps = options.epochs * (len(rows) // size)
         rates, decays = (jnp.asarray(column) for column in zip(*grid, strict=True))
         order = probes_features.batches(rows, size, seed=seed, epochs=options.epochs)
-        with jax.set_mesh(self._mesh), Progress("attentive probes", steps, "step") as shown:
+        progress = Progress("attentive probes", steps, "step", main=jax.process_index() == 0)
+        with jax.set_mesh(self._mesh), progress as shown:
             params, state = _begin(self.model, len(grid), tokens.shape[1:], seed)
             for step, batch in enumerate(order):
                 params, state = _step(

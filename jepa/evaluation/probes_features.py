@@ -231,7 +231,8 @@ class FeatureStore:
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.set_mesh(self._mesh))
             name = f"features of {view.dataset.split.name} ({encoder.name})"
-            shown = stack.enter_context(Progress(name, len(numbers), "clip"))
+            main = jax.process_index() == 0
+            shown = stack.enter_context(Progress(name, len(numbers), "clip", main=main))
             open_writers = {kind: stack.enter_context(writers[kind]) for kind in kinds}
             flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
 

@@ -151,7 +151,8 @@ class FineTuner:
         places = np.arange(len(numbers))
         epochs = self._options.epochs
         order = list(probes_features.batches(places, size, seed=seed, epochs=epochs))
-        with jax.set_mesh(self._mesh), Progress("fine-tuning", len(order), "step") as shown:
+        progress = Progress("fine-tuning", len(order), "step", main=jax.process_index() == 0)
+        with jax.set_mesh(self._mesh), progress as shown:
             weights, state = jax.jit(self._begin)(self._encoder.arguments[0][self._name])
             clips = self._clips(split, numbers[np.concatenate(order)], size)
             for step, (places, (_, video)) in enumerate(zip(order, clips, strict=True)):

@@ -121,7 +121,8 @@ def _embed(encode: Encode, params: Any, tokenizer: Tokenizer, texts: Sequence[st
     params = jax.device_put(params)
     features = np.empty((0, 0), np.float32)
     low = 0
-    with Progress("embedding the texts once", len(texts), "text") as progress:
+    shown = Progress("embedding the texts once", len(texts), "text", main=jax.process_index() == 0)
+    with shown as progress:
         for high in sorted({min(n, tokenizer.length) for n in (*LENGTHS, tokenizer.length)}):
             rows = np.flatnonzero((lengths > low) & (lengths <= high))
             low = high

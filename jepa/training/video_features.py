@@ -207,7 +207,8 @@ def _compute(
         absent[writer.missing()] = True
     absent = _agreed(absent)
     count = sum(len(writer.numbers(index)) for index in np.flatnonzero(absent).tolist())
-    with jax.set_mesh(mesh), Progress("encoding the clips once", count, "clip") as progress:
+    shown = Progress("encoding the clips once", count, "clip", main=jax.process_index() == 0)
+    with jax.set_mesh(mesh), shown as progress:
         for index in np.flatnonzero(absent).tolist():
             begin = time.perf_counter()
             numbers = writer.numbers(index)
