@@ -7,7 +7,7 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-baselines demo-long test test-slow precompile test-beam lint types clean
+.PHONY: help demo demo-baselines demo-long test test-slow soak fuzz precompile test-beam lint types clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,12 @@ precompile: $(VENV)/.installed $(VENV)/.libtpu-installed  ## Compile two train s
 	$(BIN)/python -m experiments.precompile --config=configs/pods.py:lejepa_huge@v5e_16x16 --spare=0.08
 	$(BIN)/python -m experiments.precompile --config=configs/pods.py:vl_jepa@v5p_4x4x8 --phase=stage_1 \
 	  --spare=0.08
+
+soak: $(VENV)/.test-installed  ## Kill, starve and damage runs, and prove that nothing is lost (half an hour)
+	$(BIN)/python -m tests.faults.soak --out=$(RUNS)/soak
+
+fuzz: $(VENV)/.test-installed  ## Read 10,000 damaged videos (minutes)
+	$(BIN)/python -m tests.faults.fuzz --out=$(RUNS)/fuzz
 
 lint: $(VENV)/.test-installed  ## Check style and formatting
 	$(BIN)/ruff check .

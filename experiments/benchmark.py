@@ -4,6 +4,7 @@
     python -m experiments.benchmark --suite=losses [--parts=infonce,sigreg] [--out=FILE.json]
     python -m experiments.benchmark --suite=health [--vit=tiny] [--out=FILE.json]
     python -m experiments.benchmark --suite=compile [--rounds=1] [--out=FILE.json]
+    python -m experiments.benchmark --suite=saving [--saves=4] [--out=FILE.json]
     python -m experiments.benchmark --markdown=FILE.json
 
 Prints a line a measurement and writes all of them, with the machine and the versions, as JSON;
@@ -26,7 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from experiments import cli
-from experiments.benchmarks import compiling, health, loader, losses, machine
+from experiments.benchmarks import compiling, health, loader, losses, machine, saving
 from experiments.benchmarks.measurement import Measurement, markdown, read, table
 from jepa.errors import UserError
 
@@ -35,6 +36,7 @@ SUITES: dict[str, ModuleType] = {
     "health": health,
     "loader": loader,
     "losses": losses,
+    "saving": saving,
 }
 _VERSIONS = ("jax", "grain", "av", "array_record", "numpy", "torch", "libtpu")
 

@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint._src.futures import future, signaling_client
 
 from jepa.errors import UserError
 from jepa.parallel import hosts
@@ -39,6 +41,20 @@ _NOISE = ("_SignalingThread.run() raised", "Requested `tracked_metric`; did not 
 logging.getLogger("absl").addFilter(
     lambda record: not any(words in record.getMessage() for words in _NOISE)
 )
+
+
+class _Monotonic:
+    """What two modules of Orbax 0.12 take for `time`.
+
+    They wait for their own threads until a time of day. A clock that is set back or forward during
+    a save would let them give up a save that is fine, or wait for as long as it was set back.
+    """
+
+    time = staticmethod(time.monotonic)
+
+
+future.time = signaling_client.time = _Monotonic  # type: ignore[attr-defined]
+
 # Those of a run's states; they differ from phase to phase, and a step says which phase it is of.
 Shapes = TrainState | Callable[[int], TrainState]
 _ABOUT = {"loader", "fingerprint", "evaluated"}
@@ -191,6 +207,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         hosts.barrier("finish saving")
+
+    def busy(self) -> bool:
+        """Returns whether a checkpoint is still being written."""
+        return self._manager.is_saving_in_progress()
 
     def close(self) -> None:
         """Waits for the last save and releases Orbax's threads."""

@@ -77,6 +77,22 @@ class JsonLinesWriter(_ScalarWriter):
         self._file.close()
 
 
+class _Direct:
+    """tensorboardX's event file without its thread.
+
+    The thread ends at the first error, such as a full disk or a clock that is set back by weeks;
+    its queue is full soon, and whoever writes then waits for ever. clu's writer has a thread, whose
+    errors reach the run.
+    """
+
+    def __init__(self, threaded: Any):
+        threaded._worker.stop()
+        threaded._event_queue.close()
+        self._file = threaded._ev_writer
+        self.add_event = self._file.write_event
+        self.flush, self.close = self._file.flush, self._file.close
+
+
 class TensorBoardWriter(_ScalarWriter):
     """Writes TensorBoard events with tensorboardX."""
 
@@ -85,6 +101,7 @@ class TensorBoardWriter(_ScalarWriter):
         import tensorboardX
 
         self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=purge_step)
+        self._writer.file_writer.event_writer = _Direct(self._writer.file_writer.event_writer)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Writes one event a scalar."""

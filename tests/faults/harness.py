@@ -62,6 +62,10 @@ class Run:
         self._log = directory.parent / f"{directory.name}.log"
         self._begin = 0
 
+    def log_to(self, path: Path) -> None:
+        """Lets what it writes go to another file from now on."""
+        self._log = path
+
     def start(self, **config: Any) -> subprocess.Popen:
         """Starts it, with some keys of the config changed."""
         settings = {**self.settings, "config": {**self.settings["config"], **config}}
@@ -174,7 +178,7 @@ def processes(mark: str, besides: tuple[int, ...] = ()) -> list[int]:
         with contextlib.suppress(OSError):
             if wanted in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
-    return [number for number in found if number not in besides]
+    return [number for number in found if number not in besides and number != os.getpid()]
 
 
 def same_end(run: Run, undisturbed: Run) -> None:

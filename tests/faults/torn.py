@@ -11,8 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jepa.parallel import mesh as meshes
 from jepa.training.checkpoints import Checkpoints
+from jepa.training.state import TrainState
 from tests.faults import damage
 from tests.faults.harness import demand
 
@@ -47,6 +50,25 @@ def harm(path: Path, kind: str, rng: random.Random) -> None:
     while other == data:
         other = damage.KINDS[kind](data, rng)
     path.write_bytes(other)
+
+
+def toy_state() -> Any:
+    """A state of a few arrays on two devices, or on one where there are no more."""
+    devices = jax.devices()[:2]
+    mesh = meshes.make_mesh({"data": len(devices)}, devices)
+    whole = NamedSharding(mesh, PartitionSpec())
+    cut = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    kernel = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    count = jax.device_put(np.int32(3), whole)
+    return TrainState(
+        step=count,
+        params={"kernel": jax.device_put(kernel, cut)},
+        target_params={"kernel": jax.device_put(kernel / 2, whole)},
+        opt_state=(jax.device_put(np.full(3, 0.5, np.float32), whole),),
+        method_state={},
+        skipped=count,
+        skipped_in_a_row=count,
+    )
 
 
 def damage_checkpoints(
