@@ -6,6 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -95,6 +96,32 @@ def test_an_error_of_one_process_ends_all(tmp_path, fails):
     why = "RuntimeError: this process fails"
     assert "Traceback" in started.log(fails) and why in last_line(started.log(fails))
     assert f"process {fails} ({HERE}) of 2 failed: {why}" in last_line(started.log(1 - fails))
+
+
+def losses(workdir):
+    rows = [json.loads(row) for row in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_more_and_on_fewer_processes(tmp_path):
+    whole = Run(tmp_path, [*TOY, f"--workdir={tmp_path / 'whole'}", "--devices=1"], 1)
+    assert whole.wait() == [0], whole.logs()
+    wanted = losses(tmp_path / "whole")
+    assert list(wanted) == list(range(1, 13))
+    for first, then in ((1, 2), (2, 1)):
+        workdir = tmp_path / f"{first}{then}"
+        started = start(
+            tmp_path, "--fails=0", "--devices=2", count=first, steps=12, workdir=workdir
+        )
+        assert started.wait() == [1] * first, started.logs()
+        again = start(tmp_path, "--devices=2", count=then, steps=12, workdir=workdir)
+        assert again.wait() == [0] * then, again.logs()
+        assert "resuming at step 4" in again.log()
+        found = losses(workdir)
+        assert found.keys() == wanted.keys()
+        # float64, summed in another order
+        np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-9)
 
 
 @pytest.mark.slow

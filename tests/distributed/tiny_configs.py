@@ -32,4 +32,6 @@ def lejepa():
     config.model.encoder.update(patch=8, width=24, depth=2, heads=2, scan=True)
     config.model.global_views.update(count=2, size=32)
     config.model.projector.update(features=16, hidden=(32,))
+    config.evaluation.held_out.split = "validation"
+    config.probe.test_split = "validation"
     return config

@@ -88,7 +88,7 @@ def train(given):
     mesh = meshes.make_mesh(config.mesh)
     SlicedLoader.part, SlicedLoader.parts = meshes.batch_slice(mesh)
     SlicedLoader.seconds = given.seconds
-    SlicedLoader.fails = given.fails == hosts.index() and given.distributed
+    SlicedLoader.fails = given.fails == hosts.index()
     late = given.late == hosts.index() and given.distributed
     loader = SlicedLoader(config.train.global_batch, config.seed, np.dtype(given.dtype))
     result = loop.train(
