@@ -1,4 +1,4 @@
-"""Checkpoints: the only module that knows Orbax.
+"""Checkpoints: with `orbax_setup`, the only module that knows Orbax.
 
 A checkpoint holds the train state, the loader's position and the config. Saving is asynchronous
 and atomic (a directory appears under its final name when it is complete). Arrays are restored
@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import shutil
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,34 +26,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
-from orbax.checkpoint._src.futures import future, signaling_client
 
 from jepa.errors import UserError
 from jepa.parallel import hosts
-from jepa.training import disk
+from jepa.training import disk, orbax_setup
 from jepa.training.state import TrainState
 
 log = logging.getLogger("jepa")
-# An error of a saving thread reaches us as an exception; Orbax prints its traceback as well. And a
-# save between two evaluations has no metrics to bring.
-_NOISE = ("_SignalingThread.run() raised", "Requested `tracked_metric`; did not provide metrics")
-logging.getLogger("absl").addFilter(
-    lambda record: not any(words in record.getMessage() for words in _NOISE)
-)
-
-
-class _Monotonic:
-    """What two modules of Orbax 0.12 take for `time`.
-
-    They wait for their own threads until a time of day. A clock that is set back or forward during
-    a save would let them give up a save that is fine, or wait for as long as it was set back.
-    """
-
-    time = staticmethod(time.monotonic)
-
-
-future.time = signaling_client.time = _Monotonic  # type: ignore[attr-defined]
-
 # Those of a run's states; they differ from phase to phase, and a step says which phase it is of.
 Shapes = TrainState | Callable[[int], TrainState]
 _ABOUT = {"loader", "fingerprint", "evaluated"}
@@ -110,7 +88,8 @@ class Checkpoints:
                     get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
                 )
             )
-            _drop_damaged_evaluations(self.directory)
+            orbax_setup.drop_damaged_evaluations(self.directory)
+        orbax_setup.write_whole_arrays()
         with disk.room_for(self.directory):
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -207,6 +186,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         hosts.barrier("finish saving")
+
+    def warm(self, state: TrainState) -> None:
+        """Compiles what the first save of such a state needs, so that no step waits for it."""
+        _fingerprint(state).block_until_ready()
 
     def busy(self) -> bool:
         """Returns whether a checkpoint is still being written."""
@@ -365,21 +348,6 @@ def _bits(x: jax.Array) -> jax.Array:
     size = x.dtype.itemsize
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)
     return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-
-
-def _drop_damaged_evaluations(directory: Path) -> None:
-    """Removes metrics that are no JSON, which Orbax could not open the directory with."""
-    if jax.process_index() == 0:
-        for path in directory.glob("*/metrics/metrics"):
-            try:
-                good = isinstance(json.loads(path.read_bytes()), dict)
-            except (ValueError, OSError):
-                good = False
-            if not good:
-                log.warning("%s is damaged; that evaluation counts for nothing now", path)
-                path.unlink()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("damaged evaluations dropped")
 
 
 def _crc(about: Mapping[str, Any]) -> int:

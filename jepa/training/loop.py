@@ -306,12 +306,12 @@ def _train_phase(
                 peak=run.peak,
                 max_consecutive_skipped=settings.max_consecutive_skipped,
             )
+            run.checkpoints.warm(state)
             stream = prefetch(loader, meshes.batch_sharding(run.mesh))
             parts.insert(0, stream)
             if settings.log_records:
                 part = meshes.batch_slice(run.mesh)
-                records = RecordLog(run.directory, process=jax.process_index(), part=part)
-                parts.append(records)
+                parts.append(records := RecordLog(run.directory, jax.process_index(), part))
 
         evaluation: dict[str, float] = {}
         done, stopping = start, run.stop.requested(start)

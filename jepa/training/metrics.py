@@ -88,9 +88,14 @@ class _Direct:
     def __init__(self, threaded: Any):
         threaded._worker.stop()
         threaded._event_queue.close()
-        self._file = threaded._ev_writer
-        self.add_event = self._file.write_event
-        self.flush, self.close = self._file.flush, self._file.close
+        self._file: Any = threaded._ev_writer
+        self.add_event, self.flush = self._file.write_event, self._file.flush
+
+    def close(self) -> None:
+        """Closes the file; tensorboardX asks for it again when Python ends."""
+        if self._file is not None:
+            self._file.close()
+            self._file, self.flush = None, lambda: None
 
 
 class TensorBoardWriter(_ScalarWriter):

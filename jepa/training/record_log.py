@@ -24,7 +24,7 @@ DIRECTORY = "records"
 class RecordLog:
     """The file of one process, open to append to."""
 
-    def __init__(self, workdir: str | Path, *, process: int, part: tuple[int, int]):
+    def __init__(self, workdir: str | Path, process: int, part: tuple[int, int]):
         """Opens it, behind what is there.
 
         Args:
