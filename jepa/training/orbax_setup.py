@@ -39,7 +39,7 @@ class _Monotonic:
     time = staticmethod(time.monotonic)
 
 
-future.time = signaling_client.time = _Monotonic  # type: ignore[attr-defined]
+future.time = signaling_client.time = _Monotonic
 
 
 @functools.cache
