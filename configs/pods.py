@@ -38,7 +38,8 @@ PODS = {
 _EVERYWHERE: dict[str, dict[str, Any]] = {
     # How far parameters are cut: until their state is small beside the activations, and into pieces
     # of widths that fill a TPU's tiles, of 16 rows. Cut into 128 pieces of 11, a width of 1408 is
-    # filled up to 2048, and summed over the chips instead of gathered: twice the bytes (docs/pods.md).
+    # filled up to 2048, and summed over the chips instead of gathered: twice the bytes
+    # (docs/pods.md).
     "v_jepa_2_large": {"mesh.fsdp": 8},
     "v_jepa_2_huge": {"mesh.fsdp": 8},
     "v_jepa_2_giant": {"mesh.fsdp": 8},
