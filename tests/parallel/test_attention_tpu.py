@@ -24,7 +24,9 @@ def gradient(mesh, shape, mask=None, kv_heads=None):
         out = attention.attend(q, k, v, mask=mask, dtype="bfloat16", implementation="splash")
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
-    cut = jax.NamedSharding(mesh, jax.P(("data", "fsdp"), "tensor", "context"))
+    # An argument, unlike what is inside of a program, is cut in equal parts only.
+    tokens = None if shape[2] % mesh.shape["context"] else "context"
+    cut = jax.NamedSharding(mesh, jax.P(("data", "fsdp"), "tensor", tokens))
     q = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=cut)
     k = jax.ShapeDtypeStruct((shape[0], kv_heads or shape[1], *shape[2:]), q.dtype, sharding=cut)
     if mask is not None:
