@@ -16,6 +16,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from jepa.methods.base import Batch, Method, Metrics, Outputs
+from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
 from jepa.training.gradients import Differentiated, accumulated, cached, whole
 from jepa.training.optimizer import Optimizer, merge, split
@@ -174,10 +175,13 @@ def lower(step: TrainStep, mesh: Mesh, state: TrainState, batch_spec: Any) -> An
 
 
 def compile_step(step: TrainStep, mesh: Mesh, state: TrainState, batch_spec: Any) -> Compiled:
-    """Returns the compiled step; arguments as for `lower`."""
+    """Returns the compiled step when all processes have theirs; arguments as for `lower`."""
     start = time.perf_counter()
     program = lower(step, mesh, state, batch_spec).compile()
-    return Compiled(program, time.perf_counter() - start, _memory(program))
+    compiled = Compiled(program, time.perf_counter() - start, _memory(program))
+    # Gloo, which connects CPUs when a program first runs, gives up on who still compiles.
+    hosts.barrier("run what it compiled")
+    return compiled
 
 
 def _memory(program: Any) -> int | None:
