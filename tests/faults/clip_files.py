@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from jepa.data.schema import Caption, Record
 from jepa.data.world.generate import scene
 from jepa.data.world.write import record as world_record
 
+os.environ.setdefault("SVT_LOG", "1")  # errors only
 FRAMES, SIDE, RATE = 16, 64, 8
 # Container, encoder, options of the container. Of an image, one frame is written.
 FORMATS: dict[str, tuple[str, str, dict[str, str]]] = {
@@ -88,10 +90,17 @@ def _record(name: str, seed: int) -> Record:
     )
 
 
+def _as_before() -> None:
+    """Takes back the real-time priority that SVT-AV1 gives the process of a superuser."""
+    if hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def originals(each: int = 3) -> Iterator[tuple[str, Record]]:
     """(format, record): `each` of every format, and as many of the world's as of all others."""
     for name in FORMATS:
         for seed in range(each):
             yield name, _record(name, seed)
+    _as_before()
     for number in range(each * len(FORMATS)):
         yield "world: mp4/h264", world_record(scene(0, "train", number))
