@@ -61,6 +61,16 @@ def fill(directory: Path) -> Path:
     return ballast
 
 
+@contextlib.contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Lets a run stand still meanwhile."""
+    run.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        run.process.send_signal(signal.SIGCONT)
+
+
 def full_disk(make: Make, undisturbed: Run, directory: Path) -> dict[str, Any]:
     """The disk is full in the middle of a run, then it has room again."""
     if not can_mount():
@@ -114,7 +124,8 @@ def worker_killed(make: Make, undisturbed: Run, directory: Path) -> dict[str, An
     run.start()
     for step in (5, 20):
         demand(run.until(lambda step=step: run.records() >= step), f"ended:\n{run.said()}")
-        os.kill(random.Random(step).choice(_workers(run)), signal.SIGKILL)
+        with held(run):
+            os.kill(random.Random(step).choice(_workers(run)), signal.SIGKILL)
     code = run.wait()
     demand(code == 0, f"it ended with {code}:\n{run.said()}")
     same_end(run, undisturbed)
@@ -165,8 +176,9 @@ def two_runs(make: Make, undisturbed: Run, directory: Path) -> dict[str, Any]:
     second.log_to(directory / "second.log")
     run.start()
     demand(run.until(lambda: run.records() > 0), f"it ended early:\n{run.said()}")
-    second.start()
-    said = one_sentence(second, "Another run is training")
+    with held(run):  # it would be over before the second one has come up
+        second.start()
+        said = one_sentence(second, "Another run is training")
     demand(run.wait() == 0, f"the first one failed:\n{run.said()}")
     same_end(run, undisturbed)
     pair = [make("both"), make("both")]
