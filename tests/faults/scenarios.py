@@ -52,12 +52,11 @@ def can_mount() -> bool:
 def fill(directory: Path) -> Path:
     """Takes all the room that is left on a disk."""
     ballast = directory / "ballast"
-    with open(ballast, "wb") as file, contextlib.suppress(OSError):
+    with open(ballast, "wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
             with contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(size))
-                    file.flush()
+                while file.write(bytes(size)) == size:
+                    pass
     return ballast
 
 
