@@ -136,7 +136,7 @@ def worker_killed(make: Make, undisturbed: Run, directory: Path) -> dict[str, An
 def worker_hangs(make: Make, undisturbed: Run, directory: Path) -> dict[str, Any]:
     """The workers stop for ever: the run ends in a bounded time, saved, and can go on."""
     run = make("worker_hangs", config={"data.workers": 2})
-    run.start(**{"data.timeout": 5.0})
+    run.start(**{"data.timeout": 40.0})  # the first batch waits for the workers to come up
     demand(run.until(lambda: run.records() >= 8), f"it ended early:\n{run.said()}")
     begin = time.monotonic()
     for number in _workers(run):
