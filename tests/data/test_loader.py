@@ -110,11 +110,12 @@ def test_a_host_with_many_cores_reads_eight_batches_ahead_unless_asked_for_more(
 
 def test_worker_processes_change_nothing_nor_does_killing_one(data, caplog):
     keys = {"frames": 2, "size": 16}
-    alone = take(make_train_loader(config(data, **keys), global_batch=4, seed=3), 8)
+    others = multiprocessing.active_children()  # of tests before
+    alone = take(make_train_loader(config(data, **keys), global_batch=4, seed=3), 16)
     with make_train_loader(config(data, workers=2, **keys), global_batch=4, seed=3) as loader:
         got = [next(loader), next(loader)]
-        multiprocessing.active_children()[0].kill()
-        got += [next(loader) for _ in range(6)]
+        next(one for one in multiprocessing.active_children() if one not in others).kill()
+        got += [next(loader) for _ in range(14)]  # more than were read ahead
     for one, other in zip(alone, got, strict=True):
         same(one, other)
     assert "a data worker was killed" in caplog.text

@@ -109,6 +109,7 @@ def test_every_other_round_goes_backwards():
     assert "".join(order) == "abccbaabc" and all(len(seconds[name]) == 3 for name in "abc")
 
 
+@pytest.mark.slow
 def test_sigreg_is_compared_with_torch_and_its_share_is_counted(tmp_path, capsys):
     path, found = losses(tmp_path, "--parts=share,sigreg")
     for what, bound in (("loss", 1e-5), ("gradient", 1e-5)):
@@ -142,6 +143,7 @@ def test_the_share_is_measured_where_it_can_be():
     assert len(seconds) == 2 and all(item["value"] > 0 for item in seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_libtpu(), reason="libtpu is not installed")
 def test_programs_for_tpus_are_measured(tmp_path):
     _, found = losses(tmp_path, "--parts=tpu")

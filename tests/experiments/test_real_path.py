@@ -163,7 +163,7 @@ def test_no_entry_point_imports_tensorflow(environment):
 def test_the_devices_of_a_mesh_are_those_of_all_processes(monkeypatch, mesh, processes, shown):
     config, seen = train.configs.resolve(tiny.get_config()), []
     config.mesh.data = mesh
-    monkeypatch.setattr(train, "_process_count", lambda: processes)
+    monkeypatch.setattr(train.hosts, "count", lambda: processes)
     monkeypatch.setattr(train.meshes, "set_cpu_devices", seen.append)
     train.setup(config)
     assert seen == ([] if shown is None else [shown])

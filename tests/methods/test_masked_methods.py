@@ -22,12 +22,10 @@ TOKENS = {**CUT, "mesh.context": 2}
 # All run through the same core; the others on request, since a program takes seconds to compile.
 MESHES = [
     ("i_jepa", 8, TOKENS),
-    ("dense", 8, CUT),
     *(
         pytest.param(name, devices, axes, marks=pytest.mark.slow)
         for name in CASES
         for devices, axes in ((2, {}), (4, {}), (8, {}), (2, {"mesh.tensor": 2}), (8, CUT))
-        if (name, devices, axes) != ("dense", 8, CUT)
     ),
 ]
 STEPPED = [

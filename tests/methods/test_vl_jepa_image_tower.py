@@ -50,6 +50,7 @@ def params():
     return drawn(method_of())["x_encoder"]
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn():
     only = {f"loss.{term}": 0.0 for term in ("sigreg_prediction", "sigreg_target", "regression")}
     method, data = method_of(**only), vl_jepa.batch()

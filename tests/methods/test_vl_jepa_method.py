@@ -99,8 +99,8 @@ def reference():
     [
         (2, {}),
         (4, {"mesh.context": 2}),
-        (8, {}),
-        # Both axes are in the last one too.
+        # What these cut is cut in the last one too.
+        pytest.param(8, {}, marks=pytest.mark.slow),
         pytest.param(2, {"mesh.fsdp": 2}, marks=pytest.mark.slow),
         pytest.param(2, {"mesh.tensor": 2}, marks=pytest.mark.slow),
         (8, {"mesh.fsdp": 2, "mesh.tensor": 2}),
@@ -113,6 +113,7 @@ def test_float64_loss_and_gradient_norm_agree_on_any_mesh(reference, devices, ax
     np.testing.assert_allclose(history, reference, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_agrees_at_the_first_step():
     _, one = run(1, steps=1)
     for devices, axes in ((8, {}), (4, {"mesh.fsdp": 2, "mesh.tensor": 2})):
@@ -120,6 +121,7 @@ def test_float32_agrees_at_the_first_step():
         np.testing.assert_allclose(many, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_muon_takes_the_same_steps_on_a_mesh_that_cuts_its_matrices():
     with jax.enable_x64(True):
         muon = {"dtype": "float64", "optimizer.name": "muon", "steps": 3}
@@ -128,11 +130,13 @@ def test_muon_takes_the_same_steps_on_a_mesh_that_cuts_its_matrices():
     np.testing.assert_allclose(many, one, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_two_runs_are_bit_identical():
     (first, _), (second, _) = run(2, steps=3), run(2, steps=3)
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.slow
 def test_rows_of_a_clip_share_its_tokens():
     method = VLJEPA(tiny())
     data = batch()

@@ -233,6 +233,7 @@ def test_vl_jepa_with_one_text_a_clip():
     assert_equal(got, want, 5e-6)
 
 
+@pytest.mark.slow
 def test_vl_jepa_with_pairs_on_a_mesh_is_equal_to_the_last_digits():
     with jax.enable_x64(True):
         want = vl_jepa_result(whole, 1, "float64", 2)
