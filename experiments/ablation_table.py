@@ -29,13 +29,13 @@ class Row:
       variant: of `configs.vl_jepa.ablation`.
       setting: of the variant.
       theirs: the paper's.
-      paper: cls, ret and VQA there, in per cent.
+      paper: cls, ret and VQA there, in per cent; None where the paper has no such row.
     """
 
     variant: str
     setting: str
     theirs: str
-    paper: tuple[float, float, float]
+    paper: tuple[float, float, float] | None
 
 
 GROUPS: Mapping[str, tuple[Row, ...]] = {
@@ -60,6 +60,11 @@ GROUPS: Mapping[str, tuple[Row, ...]] = {
     "(d) what the predictor sees": (
         Row("depth_2", "both ways", "both ways (8 to 16)", (27.3, 30.2, 42.5)),
         Row("causal", "causal", "causal (8 to 16)", (26.7, 31.2, 40.6)),
+    ),
+    # Of the paper's six, none is small enough to be one of these.
+    "(e) Y-encoder, with a head": (
+        Row("minilm", "MiniLM, frozen", "", None),
+        Row("scratch", "two layers, from scratch", "", None),
     ),
 }
 
@@ -120,9 +125,8 @@ def table(summary: Mapping[str, Any]) -> str:
         if len(present) > 1:
             for index, measure in enumerate(MEASURES):
                 here = [(row.setting, runs[row.variant][measure]) for row in present]
-                theirs = [(row.theirs, {"mean": row.paper[index], "sd": 0.0}) for row in present]
                 title = group if not index else ""
-                orders.append([title, measure, _order(here), _order(theirs)])
+                orders.append([title, measure, _order(here), _order(_theirs(present, index))])
     parts = [_markdown(lines)]
     if len(orders) > 2:
         parts.append(
@@ -137,7 +141,7 @@ def _line(group: str, row: Row, run: Mapping[str, Any]) -> list[str]:
     minutes = "" if run["minutes"] is None else f"{run['minutes']:.1f}"
     seeds = len(run[MEASURES[0]]["by_seed"])
     ours = [_cell(run[measure]) for measure in MEASURES]
-    theirs = [f"{value:.1f}" for value in row.paper]
+    theirs = [f"{value:.1f}" for value in row.paper] if row.paper else [""] * len(MEASURES)
     return [group, row.setting, str(seeds), str(run["steps"]), minutes, *ours, row.theirs, *theirs]
 
 
@@ -146,7 +150,13 @@ def _cell(found: Mapping[str, Any]) -> str:
     return f"{100 * found['mean']:.1f}{spread}"
 
 
+def _theirs(rows: Sequence[Row], index: int) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(row.theirs, {"mean": row.paper[index], "sd": 0.0}) for row in rows if row.paper]
+
+
 def _order(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    if not found:
+        return ""
     ranked = sorted(found, key=lambda item: -item[1]["mean"])
     said = ranked[0][0]
     for (_, before), (name, after) in zip(ranked, ranked[1:], strict=False):

@@ -46,6 +46,10 @@ _PREDICTORS: dict[str, Any] = {
     "train.steps": 200,
 }
 
+# (e) Y-encoders. The paper's are published ones, of which one comes with this library; the other is
+# trained from a random start on the world's own words, which has to be at the full rate.
+_TOWERS: dict[str, Any] = {"train.steps": 300}
+
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     **{
         f"rate_{rate}": {**_RATES, "model.y_encoder.learning_rate_factor": float(rate)}
@@ -58,6 +62,15 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "depth_2": _PREDICTORS,
     "depth_4": {**_PREDICTORS, "model.predictor.depth": 4},
     "causal": {**_PREDICTORS, "model.predictor.causal": True},
+    "minilm": _TOWERS,
+    "scratch": {
+        **_TOWERS,
+        "model.y_encoder.tower": "transformer",
+        "model.y_encoder.frozen": False,
+        "model.y_encoder.cache_features": False,
+        "model.y_encoder.learning_rate_factor": 1.0,
+        "data.tokenizer": "dataset",
+    },
 }
 
 

@@ -70,6 +70,11 @@ def test_variants_of_a_group_differ_in_one_thing(built):
         "(b)": {"model.y_encoder.learning_rate_factor"},
         "(c)": {"loss.info_nce", "loss.regression", "loss.regression_kind"},
         "(d)": {"model.predictor.depth", "model.predictor.causal"},
+        # What is trained from scratch reads the world's words, at the full rate.
+        "(e)": {
+            *("model.y_encoder.tower", "model.y_encoder.frozen", "model.y_encoder.cache_features"),
+            *("model.y_encoder.learning_rate_factor", "data.tokenizer"),
+        },
     }
     # A rate of 0 is a tower that is frozen, and its features are kept.
     frozen = {"model.y_encoder.frozen", "model.y_encoder.cache_features"}
@@ -97,6 +102,8 @@ def test_variants_are_what_they_are_called(built):
     for depth in (1, 2, 4):
         assert built[f"depth_{depth}"][1].predictor.depth == depth
     assert built["causal"][1].predictor.causal
+    assert built["minilm"][3]["y_encoder"].keys() == {"head"}
+    assert built["scratch"][3]["y_encoder"].keys() == {"head", "tower"}
 
 
 def test_every_variant_has_a_row():
@@ -163,6 +170,13 @@ def test_the_table_has_means_beside_the_paper_s(tmp_path):
     # 75 and 75 are level; the paper's order is of those that are here.
     assert "classes | InfoNCE ~ L2 > cosine | InfoNCE > cosine > L2 |" in text
     assert "questions | cosine > L2 > InfoNCE | cosine > InfoNCE > L2 |" in text
+    for variant in ("minilm", "scratch"):
+        where = tmp_path / variant / "seed0"
+        evaluated(where, classes=(0.5,), retrieval=0.4, questions=0.3)
+    text = ablation.keep(tmp_path)
+    # The paper has no such rows.
+    assert "| MiniLM, frozen | 1 | 260 | 2.0 | 50.0 | 40.0 | 30.0 |  |  |  |  |" in text
+    assert "| classes | MiniLM, frozen ~ two layers, from scratch |  |" in text
 
 
 def evaluated(directory, *, classes, retrieval, questions):
