@@ -13,11 +13,14 @@ import meta_torch as meta
 import numpy as np
 import pytest
 import torch
-from transformers import VJEPA2Config, VJEPA2Model
+from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
 from experiments import convert
 from jepa.interop import converted, open_tensors, registry
+from jepa.models.attentive_probe import AttentiveProbe
+from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.vit import VideoTransformer
+from jepa.nn.rotary import grid_positions
 
 pytestmark = pytest.mark.slow
 # V-JEPA 2's giant, as its config.json has it.
@@ -127,15 +130,44 @@ def test_metas_sizes_are_the_same_function(kind, tmp_path):
     hugging.assert_close(jax.jit(encoder.apply)({"params": params}, video), expected)
 
 
-def test_v_jepa_2_large_is_the_same_function(tmp_path):
-    config = VJEPA2Config(frames_per_clip=2, crop_size=64, num_hidden_layers=24)
+# Two frames of 64 pixels.
+LARGE = VJEPA2Config(frames_per_clip=2, crop_size=64, num_hidden_layers=24, num_labels=174)
+
+
+def large(kind, name, tmp_path):
+    """V-JEPA 2's L with transformers' first values: theirs, our parameters and fields, a clip."""
     torch.manual_seed(0)
-    model = VJEPA2Model._from_config(config, attn_implementation="eager").eval()
-    model.save_pretrained(tmp_path / "published")
-    convert.convert("v_jepa_2", tmp_path / "published", tmp_path / "converted")
-    encoder = VideoTransformer(**converted.about(tmp_path / "converted")["fields"]["encoder"])
-    params = converted.load(tmp_path / "converted", part="encoder")
+    theirs = kind._from_config(LARGE, attn_implementation="eager").eval()
+    theirs.save_pretrained(tmp_path / "published")
+    convert.convert(name, tmp_path / "published", tmp_path / "converted")
+    fields = converted.about(tmp_path / "converted")["fields"]
     video = np.random.default_rng(0).normal(size=(1, 2, 64, 64, 3)).astype(np.float32)
+    return theirs, converted.load(tmp_path / "converted"), fields, video
+
+
+def test_v_jepa_2_large_is_the_same_function(tmp_path):
+    theirs, params, fields, video = large(VJEPA2Model, "v_jepa_2", tmp_path)
+    context, target = np.arange(11)[None], np.arange(11, 16)[None]
     with torch.no_grad():
-        expected = model.get_vision_features(hugging.torch_video(video))
-    hugging.assert_close(jax.jit(encoder.apply)({"params": params}, video), expected)
+        expected = theirs.get_vision_features(hugging.torch_video(video))
+        predicted = theirs.predictor(expected, [torch.tensor(context)], [torch.tensor(target)])
+    encoder = VideoTransformer(**fields["encoder"])
+    tokens = jax.jit(encoder.apply)({"params": params["encoder"]}, video)
+    hugging.assert_close(tokens, expected)
+    predictor, places = MaskPredictor(**fields["predictor"]), grid_positions((1, 4, 4))
+    ours = jax.jit(
+        lambda p, x: predictor.apply({"params": p}, x, context, target, places, mask_token=1)[0]
+    )(params["predictor"], tokens[:, :11])
+    hugging.assert_close(ours, predicted.last_hidden_state)
+
+
+def test_v_jepa_2_large_s_classifier_is_the_same_function(tmp_path):
+    theirs, params, fields, video = large(
+        VJEPA2ForVideoClassification, "v_jepa_2_classifier", tmp_path
+    )
+    encoder, probe = VideoTransformer(**fields["encoder"]), AttentiveProbe(**fields["probe"])
+    ours = jax.jit(
+        lambda p, v: probe.apply({"params": p["probe"]}, encoder.apply({"params": p["encoder"]}, v))
+    )(params, video)
+    with torch.no_grad():
+        hugging.assert_close(ours, theirs(hugging.torch_video(video)).logits)

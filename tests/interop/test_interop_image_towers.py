@@ -15,6 +15,8 @@ from image_models import DEPTH, KINDS, PATCH, SIDE, WIDTH
 from jax.sharding import Mesh
 from safetensors.torch import save_file
 from transformers import (
+    Dinov2Config,
+    Dinov2Model,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
@@ -86,16 +88,30 @@ def test_every_hidden_state_and_the_outputs(models, kind, grid):
         )
 
 
+PUBLISHED = {
+    "vit_base_patch16_224": ("vit", 224, lambda: ViTModel(ViTConfig())),
+    "dinov2_base": (
+        "dinov2",
+        518,
+        lambda: Dinov2Model(Dinov2Config(image_size=518, patch_size=14)),
+    ),
+    "siglip2_base_patch16_224": ("siglip", 224, lambda: SiglipVisionModel(SiglipVisionConfig())),
+}
+
+
 @pytest.mark.slow
-def test_published_size_of_vit_base(tmp_path):
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_are_the_same_function(name, tmp_path):
     torch.manual_seed(0)
-    theirs = ViTModel(ViTConfig()).eval()
+    model, size, make = PUBLISHED[name]
+    theirs = make().eval()
     theirs.save_pretrained(tmp_path / "published")
-    convert.convert("vit", tmp_path / "published", tmp_path / "converted")
+    convert.convert(model, tmp_path / "published", tmp_path / "converted")
     fields = converted.about(tmp_path / "converted")["fields"]["encoder"]
-    published = {**IMAGE_TOWERS["vit_base_patch16_224"], "normalisation": "half"}
+    # Where a directory says nothing of pixels, its kind of tower decides.
+    published = {k: v for k, v in IMAGE_TOWERS[name].items() if k != "normalisation"}
     assert published.items() <= fields.items()
-    image = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
+    image = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
     tower = ImageTower(**fields)
     params = converted.load(tmp_path / "converted", part="encoder")
     ours = jit(lambda p, x: tower.apply({"params": p}, x, method="levels")[0])(params, image)

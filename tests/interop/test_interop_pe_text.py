@@ -27,11 +27,11 @@ SETTINGS = Settings(values={"tower.heads": HEADS})
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, width, heads):
         super().__init__()
-        self.attn = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
-        self.ln_1, self.ln_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        matrices = {"c_fc": nn.Linear(WIDTH, 4 * WIDTH), "c_proj": nn.Linear(4 * WIDTH, WIDTH)}
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        matrices = {"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)}
         self.mlp = nn.ModuleDict(matrices)
 
     def forward(self, x):
@@ -44,14 +44,14 @@ class Block(nn.Module):
 class Clip(nn.Module):
     """The text side, and names of the other."""
 
-    def __init__(self):
+    def __init__(self, width=WIDTH, heads=HEADS, depth=DEPTH, vocab=VOCAB, length=LENGTH):
         super().__init__()
-        self.token_embedding = nn.Embedding(VOCAB, WIDTH)
-        self.positional_embedding = nn.Parameter(torch.zeros(LENGTH, WIDTH))
+        self.token_embedding = nn.Embedding(vocab, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(length, width))
         self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleList([Block() for _ in range(DEPTH)])
-        self.ln_final = nn.LayerNorm(WIDTH)
-        self.text_projection = nn.Parameter(torch.zeros(WIDTH, WIDTH))
+        self.transformer.resblocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.zeros(width, width))
         self.visual = nn.Linear(2, 2)
         self.logit_scale = nn.Parameter(torch.ones([]))
 
@@ -67,11 +67,11 @@ class Clip(nn.Module):
         return F.normalize(last @ self.text_projection, dim=-1)
 
 
-def batch():
+def batch(vocab=VOCAB):
     """Ids that end with the highest one, padded with zeros as there, and the mask of ours."""
     ids, mask = text_models.batch()
-    ids = np.where(mask, np.minimum(ids, VOCAB - 2), 0)
-    ids[np.arange(len(ids)), mask.sum(1) - 1] = VOCAB - 1
+    ids = np.where(mask, np.minimum(ids, vocab - 2), 0)
+    ids[np.arange(len(ids)), mask.sum(1) - 1] = vocab - 1
     return ids.astype(np.int32), mask
 
 
@@ -107,6 +107,25 @@ def test_hidden_states_and_embeddings(clip):
         expected = theirs.hidden(torch.tensor(ids).long()).numpy()
         hugging.assert_close(vectors, theirs(torch.tensor(ids).long()))
     hugging.assert_close(np.asarray(tokens)[mask], expected[mask])
+
+
+@pytest.mark.slow
+def test_published_size_of_b16(tmp_path):
+    published = PE_TEXTS["pe_core_b16_224"]
+    names = {"width": "width", "depth": "depth", "vocab": "vocab", "max_length": "length"}
+    # Heads of 64, which the files do not say.
+    theirs = hugging.randomise(
+        Clip(heads=16, **{theirs: published[ours] for ours, theirs in names.items()}), scale=0.02
+    )
+    torch.save(theirs.state_dict(), tmp_path / "PE-Core-B16-224.pt")
+    convert.convert("pe_text", tmp_path / "PE-Core-B16-224.pt", tmp_path / "converted")
+    fields = converted.about(tmp_path / "converted")["fields"]["tower"]
+    assert published.items() <= fields.items()
+    tower, params = made(tmp_path)
+    ids, mask = batch(published["vocab"])
+    vectors = jax.jit(tower.apply, compiler_options=hugging.FAST)({"params": params}, ids, mask)
+    with torch.no_grad():
+        hugging.assert_close(vectors, theirs(torch.tensor(ids).long()))
 
 
 @pytest.mark.slow

@@ -17,16 +17,16 @@ from jepa.models.attentive_probe import AttentiveProbe
 WIDTH, HEADS, CLASSES, BLOCKS = 32, 4, 7, 3
 
 
-def mixed(q, k, v):
-    """Attention of `[B, N, D]` each, over HEADS heads."""
-    heads = [x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v)]
-    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+def mixed(q, k, v, heads):
+    """Attention of `[B, N, D]` each."""
+    split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
-    def __init__(self):
+    def __init__(self, width):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x):
         return self.fc2(F.gelu(self.fc1(x)))
@@ -35,35 +35,39 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Self-attention, or (of a query) cross-attention without an output projection."""
 
-    def __init__(self, crosses):
+    def __init__(self, width, heads, crosses):
         super().__init__()
+        self.heads = heads
         # torch's own epsilon, 1e-5.
-        self.norm1, self.norm2, self.mlp = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH), Mlp()
+        self.norm1, self.norm2, self.mlp = nn.LayerNorm(width), nn.LayerNorm(width), Mlp(width)
         if crosses:
-            matrices = {"q": nn.Linear(WIDTH, WIDTH), "kv": nn.Linear(WIDTH, 2 * WIDTH)}
+            matrices = {"q": nn.Linear(width, width), "kv": nn.Linear(width, 2 * width)}
             self.xattn = nn.ModuleDict(matrices)
         else:
-            matrices = {"qkv": nn.Linear(WIDTH, 3 * WIDTH), "proj": nn.Linear(WIDTH, WIDTH)}
+            matrices = {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
             self.attn = nn.ModuleDict(matrices)
 
     def forward(self, x, seen=None):
         if seen is None:
-            y = self.attn["proj"](mixed(*self.attn["qkv"](self.norm1(x)).chunk(3, -1)))
+            q, k, v = self.attn["qkv"](self.norm1(x)).chunk(3, -1)
+            y = self.attn["proj"](mixed(q, k, v, self.heads))
         else:
             k, v = self.xattn["kv"](self.norm1(seen)).chunk(2, -1)
-            y = mixed(self.xattn["q"](x), k, v)
+            y = mixed(self.xattn["q"](x), k, v, self.heads)
         x = x + y
         return x + self.mlp(self.norm2(x))
 
 
 class Classifier(nn.Module):
-    def __init__(self):
+    def __init__(self, width=WIDTH, heads=HEADS, classes=CLASSES):
         super().__init__()
         self.pooler = nn.Module()
-        self.pooler.query_tokens = nn.Parameter(torch.zeros(1, 1, WIDTH))
-        self.pooler.cross_attention_block = Block(crosses=True)
-        self.pooler.blocks = nn.ModuleList([Block(crosses=False) for _ in range(BLOCKS)])
-        self.linear = nn.Linear(WIDTH, CLASSES)
+        self.pooler.query_tokens = nn.Parameter(torch.zeros(1, 1, width))
+        self.pooler.cross_attention_block = Block(width, heads, crosses=True)
+        self.pooler.blocks = nn.ModuleList(
+            [Block(width, heads, crosses=False) for _ in range(BLOCKS)]
+        )
+        self.linear = nn.Linear(width, classes)
 
     def forward(self, tokens):
         for block in self.pooler.blocks:
@@ -92,14 +96,14 @@ def probes():
 HEADS_SAID = {"probe.heads": HEADS}
 
 
-def tokens():
+def tokens(width=WIDTH):
     # Small, so that epsilon counts.
-    return 0.01 * np.random.default_rng(0).normal(size=(2, 9, WIDTH)).astype(np.float32)
+    return 0.01 * np.random.default_rng(0).normal(size=(2, 9, width)).astype(np.float32)
 
 
-def logits(params, fields):
+def logits(params, fields, width=WIDTH):
     run = jax.jit(AttentiveProbe(**fields).apply, compiler_options=hugging.FAST)
-    return run({"params": params}, tokens())
+    return run({"params": params}, tokens(width))
 
 
 def test_logits(probes, tmp_path):
@@ -132,6 +136,20 @@ def test_a_released_file_has_one_and_its_heads_are_sixteen(tmp_path, probes):
     convert.convert("v_jepa_2_probe", path, tmp_path / "probe")
     said = converted.about(tmp_path / "probe")["fields"]["probe"]
     assert (said["heads"], said["eps"], said["mlp_ratio"]) == (16, 1e-5, 4.0)
+
+
+@pytest.mark.slow
+def test_published_size_of_the_giant_s(tmp_path):
+    # 1408 wide, 16 heads, for the 174 classes of Something-Something.
+    theirs = hugging.randomise(Classifier(1408, 16, 174), scale=0.02)
+    convert.convert("v_jepa_2_probe", save(tmp_path / "ssv2.pt", theirs), tmp_path / "probe")
+    params, fields = (
+        converted.load(tmp_path / "probe")["probe"],
+        converted.about(tmp_path / "probe")["fields"]["probe"],
+    )
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens(1408)))
+    hugging.assert_close(logits(params, fields, 1408), expected)
 
 
 def test_what_is_no_probe_is_refused(tmp_path, probes):
