@@ -48,7 +48,7 @@ _PREDICTORS: dict[str, Any] = {
 
 # (e) Y-encoders. The paper's are published ones, of which one comes with this library; the other is
 # trained from a random start on the world's own words, which has to be at the full rate.
-_TOWERS: dict[str, Any] = {"train.steps": 300}
+_TOWERS: dict[str, Any] = {"data.text_length": 24, "train.steps": 200}
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     **{

@@ -14,7 +14,8 @@ def get_config(name):
     config = {"vl_jepa": tiny.get_config, "v_jepa_2": v_jepa_2, "lejepa": lejepa}[name]()
     frames = 1 if name == "lejepa" else 4
     config.data.update(frames=frames, size=32, cache="none", threads=1)
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=2)
+    # A schedule for any number of steps.
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=2, schedule="constant")
     config.train.update(steps=50, global_batch=8, log_every=1, save_every=0, health_every=0)
     return config
 
