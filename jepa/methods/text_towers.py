@@ -106,6 +106,9 @@ def weights(config: ConfigDict, tower: TextTower) -> dict[str, Any] | None:
     if isinstance(tower, EmbeddingGemma) and tower.dense_width is None:
         del said["dense_width"]
         params = {name: tree for name, tree in params.items() if name not in ("widen", "narrow")}
+    if "positions" not in params:
+        # Rotary positions have no table: how long texts were changes neither shapes nor function.
+        said.pop("max_length", None)
     pairs = {name: (getattr(tower, name), value) for name, value in said.items()}
     starting.agree(start, _WEIGHTS, pairs)
     return params

@@ -26,6 +26,7 @@ QWENS: Mapping[str, Mapping[str, Any]] = {
         "depth": 36,
         "heads": 32,
         "mlp_width": 9728,
+        "max_length": 40960,
     },
     "qwen3-embedding-8b": {
         "vocab": 151665,
@@ -33,6 +34,7 @@ QWENS: Mapping[str, Mapping[str, Any]] = {
         "depth": 36,
         "heads": 32,
         "mlp_width": 12288,
+        "max_length": 40960,
     },
 }
 

@@ -174,6 +174,46 @@ def test_the_published_sizes_are_asked_of_the_weights(weights):
         method_of(weights).pretrained()
 
 
+@pytest.mark.parametrize("length", [32768, 40960])
+@pytest.mark.parametrize(
+    ("tower", "sizes"),
+    [("qwen3_embedding_4b", (2560, 9728)), ("qwen3_embedding_8b", (4096, 12288))],
+)
+def test_qwen_s_weights_may_say_any_length_of_texts(monkeypatch, tower, sizes, length):
+    """Rotary positions have no table, and published files of one model say different lengths."""
+    content = {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": 151665,
+        "hidden_size": sizes[0],
+        "intermediate_size": sizes[1],
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": length,
+        "rope_theta": 1000000,
+    }
+    fields = known("qwen3_embedding").plan(content).fields["tower"]
+    start = starting.Start("qwen", fields, {"table": {}, "llama": {}})
+    monkeypatch.setattr(starting, "find", lambda *_: start)
+    config = ConfigDict({"tower": tower, "weights": "qwen", "dense_layers": True, "remat": "none"})
+    made = text_towers.make(config, {})
+    assert text_towers.weights(config, made) == start.params
+    start.fields["theta"] = 10.0
+    with pytest.raises(UserError, match="weights are of theta=10.0"):
+        text_towers.weights(config, made)
+
+
+def test_a_table_of_positions_has_the_length_of_the_weights(monkeypatch):
+    fields = {"max_length": 16}
+    start = starting.Start("clip", fields, {"positions": {}, "blocks": {}})
+    monkeypatch.setattr(starting, "find", lambda *_: start)
+    config = ConfigDict({"tower": "pe_core_b16_224", "weights": "clip", "dense_layers": True})
+    made = text_towers.make(ConfigDict({**config, "remat": "none"}), {})
+    with pytest.raises(UserError, match="weights are of max_length=16, and the config says 32"):
+        text_towers.weights(config, made)
+
+
 def test_converted_directories_of_other_models_are_named(weights, tiny_gemma):
     with pytest.raises(UserError, match="holds llama, not embedding_gemma"):
         method_of(weights, tower="llama_converted").pretrained()
