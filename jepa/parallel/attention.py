@@ -98,7 +98,7 @@ def attend(
 def chosen(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
     """The implementation that `attend` takes, by platform, mask and a device's part of the matrix.
 
-    The figures behind the thresholds are arithmetic from published bandwidths (`docs/training.md`).
+    The figures behind the thresholds are arithmetic from published bandwidths (`docs/parallel.md`).
     """
     parts = layout(q, k).local(q, k)
     matrix = 4 * math.prod(parts)

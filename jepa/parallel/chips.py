@@ -17,6 +17,11 @@ from jepa.errors import UserError
 
 GB, GIB = 1e9, 2**30
 
+# Of a GPU's memory, what JAX takes at its start and no more later, as the launch files tell it
+# (XLA_CLIENT_MEM_FRACTION; it would be 0.75). The rest is for what lies outside: CUDA's context,
+# NCCL's buffers, libraries.
+GPU_SHARE = 0.92
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -26,7 +31,7 @@ class Chip:
       kind: matched as a part of `device_kind`, whatever the case.
       flops: FLOP/s in dense bfloat16 (float16 where there is none).
       memory: bytes of HBM that a program can have. Of TPUs that is what the compiler lets it have,
-        a little less than what is sold: 15.75 of v5e's 16 GiB.
+        such as 15.75 of v5e's 16 GiB; of GPUs `GPU_SHARE` of the card.
       bandwidth: bytes/s of HBM.
       link: bytes/s that a chip can send over all its links together (half of a bandwidth that is
         published as bidirectional): ICI of TPUs, NVLink of GPUs.
@@ -60,8 +65,8 @@ CHIPS = (
     Chip("A100", 312e12),
     Chip("H100 PCIe", 756e12),
     # The SXM card, in nodes of 8 with a 400 Gb/s adapter each.
-    Chip("H100", 989e12, 80 * GB, 3350 * GB, 450 * GB, 50 * GB, 8),
-    Chip("H200", 989e12, 141 * GB, 4800 * GB, 450 * GB, 50 * GB, 8),
+    Chip("H100", 989e12, GPU_SHARE * 80 * GB, 3350 * GB, 450 * GB, 50 * GB, 8),
+    Chip("H200", 989e12, GPU_SHARE * 141 * GB, 4800 * GB, 450 * GB, 50 * GB, 8),
     Chip("GH200", 989e12),
     Chip("B200", 2250e12),
 )

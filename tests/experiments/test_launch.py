@@ -18,6 +18,7 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import train
+from jepa.parallel import chips
 from jepa.training.loop import Result
 
 ROOT = Path(__file__).parents[2]
@@ -218,7 +219,10 @@ def test_create_asks_once_and_wait_waits(tmp_path):
 
 def test_slurm_command_and_options():
     (line,) = printed("slurm.sbatch", "--", *FLAGS)
-    assert line == ["srun", "--gpu-bind=none", "--kill-on-bad-exit=0", *TRAIN]
+    assert line == [
+        "srun", "--cpus-per-task=12", "--gpu-bind=none", "--kill-on-bad-exit=0", *TRAIN
+    ]  # fmt: skip
+    assert "#SBATCH --cpus-per-task=12\n" in (LAUNCH / "slurm.sbatch").read_text()
     options = re.findall(r"^#SBATCH --([a-z-]+)", (LAUNCH / "slurm.sbatch").read_text(), re.M)
     assert {"signal", "requeue", "gpus-per-node", "ntasks-per-node", "nodes"} <= set(options)
     # JAX gives a process the GPU of its number on the node, so all must be visible to it.
@@ -241,11 +245,35 @@ def test_slurm_requeues_what_can_go_on(tmp_path, ended, restarts, again, code):
     assert done.stdout.splitlines()[0] == "0,1,2,3"
 
 
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({}, str(chips.GPU_SHARE)),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.8"}, "0.8"),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.7"}, "0.7"),
+    ],
+)
+def test_slurm_hands_on_what_srun_does_not_take_over_and_the_share_of_memory(
+    tmp_path, given, share
+):
+    # JAX refuses both names of the share together.
+    old = "${XLA_PYTHON_CLIENT_MEM_FRACTION-gone}"
+    fake(tmp_path, "srun", f'echo "$XLA_CLIENT_MEM_FRACTION {old}"')
+    done = call(
+        "slurm.sbatch", "--", *FLAGS, path=tmp_path, SLURM_JOB_ID="77", SLURM_CPUS_PER_TASK="24",
+        **given,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[0] == f"{share} gone"
+    (line,) = calls(tmp_path)
+    assert line.startswith("srun --cpus-per-task=24 ")
+
+
 def test_dockerfile():
     text = (LAUNCH / "Dockerfile").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    known = {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "CMD"}
+    known = {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "ENV", "CMD"}
     assert {line.split()[0] for line in lines} == known
+    assert f"ENV XLA_CLIENT_MEM_FRACTION={chips.GPU_SHARE}" in lines
     ignored = (LAUNCH / "Dockerfile.dockerignore").read_text().split()
     for line in lines:
         what, _, rest = line.partition(" ")

@@ -70,6 +70,10 @@ def test_a_topology_that_is_none(name):
         chips.topology(name)
 
 
+def test_a_gpu_has_the_share_of_its_memory_that_jax_is_let_take():
+    assert chips.topology("h100:8").chip.memory == pytest.approx(73.6e9)
+
+
 def test_every_topology_has_what_a_roofline_needs():
     for family in (*chips.TPUS, *chips.GPUS):
         chip = chips.topology(f"{family}:8").chip
