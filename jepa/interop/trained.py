@@ -34,8 +34,9 @@ def frame(model: Model, like: Path) -> tuple[Plan, Tree]:
     """
     if not converted.is_converted(like):
         tensors = model.open(like)
-        plan = model.plan_of(tensors)
-        return plan, loading.pending(tensors, plan.layout)
+        read = model.plan_of(tensors)
+        # What is written has the published form, also where what is read is Meta's own.
+        return model.plan(read.config), loading.pending(tensors, read.layout)
     said = converted.about(like)
     if said.get("model") != model.name:
         raise UserError(f"{like} holds {said.get('model')!r}; say --model={said.get('model')}")

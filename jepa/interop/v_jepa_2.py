@@ -54,6 +54,8 @@ _POOLER_RATIO = 4  # whatever mlp_ratio is
 
 def _config(content: Mapping[str, Any]) -> Config:
     config = Config(content, _TYPE, _DEFAULTS)
+    if config["crop_size"] is not None:
+        config.number("crop_size")
     config.must("in_chans", 3)
     config.must("qkv_bias", True)
     config.must("layer_norm_eps", 1e-6)
@@ -206,12 +208,13 @@ def _infer(tensors: Tensors, settings: Settings) -> Plan:
     content = {
         "architectures": ["VJEPA2Model"],
         "model_type": _TYPE,
-        "crop_size": _DEFAULTS["crop_size"],
+        # Meta's 256 and 384 have the same tensors, so the user has to say which it is.
+        "crop_size": None,
         "frames_per_clip": _DEFAULTS["frames_per_clip"],
         **_sizes(encoder, predictor),
     }
     content = meta.settle(content, settings, ["num_attention_heads"])
-    plan = _plan_model(content)
+    plan = _plan(content, _MODEL_PARTS)
     of_encoder, of_predictor = plan.fields["encoder"], plan.fields["predictor"]
     leaves = {
         **parts.under("encoder", meta.encoder(of_encoder, found.encoder)),
@@ -225,6 +228,12 @@ def _infer(tensors: Tensors, settings: Settings) -> Plan:
     return dataclasses.replace(plan, layout=Layout(leaves, (*found.ignored, *unused)))
 
 
+_MODEL_PARTS: Mapping[str, tuple[str, _Part]] = {
+    "encoder": ("encoder", _encoder),
+    "predictor": ("predictor", _predictor),
+}
+
+
 def _plan(content: Mapping[str, Any], made: Mapping[str, tuple[str, _Part]]) -> Plan:
     config = _config(content)
     fields, leaves = {}, {}
@@ -235,8 +244,13 @@ def _plan(content: Mapping[str, Any], made: Mapping[str, tuple[str, _Part]]) -> 
 
 
 def _plan_model(content: Mapping[str, Any]) -> Plan:
-    made = {"encoder": ("encoder", _encoder), "predictor": ("predictor", _predictor)}
-    return _plan(content, made)
+    if content.get("crop_size", _DEFAULTS["crop_size"]) is None:
+        raise UserError(
+            "these weights do not say crop_size, the side of their frames in pixels, by which "
+            "transformers counts positions; say it with --set crop_size=NUMBER (256 or 384 for the "
+            "released ones)"
+        )
+    return _plan(content, _MODEL_PARTS)
 
 
 def _plan_classifier(content: Mapping[str, Any]) -> Plan:

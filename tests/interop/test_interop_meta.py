@@ -14,7 +14,8 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from experiments import convert
 from jepa.errors import UserError
-from jepa.interop import converted
+from jepa.interop import converted, registry, trained
+from jepa.interop.meta import HEADS as HEADS_BY_WIDTH
 from jepa.interop.registry import Settings
 from jepa.interop.tensors import open_tensors
 from jepa.models.mask_predictor import MaskPredictor
@@ -283,14 +284,32 @@ def test_the_way_back_has_every_tensor_bit_by_bit(models, kind, tmp_path):
 
 def test_v_jepa_2_becomes_a_model_of_transformers(models, tmp_path, caplog):
     state, _, directory, _, _ = models["v_jepa_2"]
-    convert.convert("v_jepa_2", directory / "converted", tmp_path / "theirs")
-    config = VJEPA2Config.from_pretrained(tmp_path / "theirs", crop_size=3 * PATCH)
+    settings = Settings(values={**SETTINGS["v_jepa_2"], "crop_size": 3 * PATCH})
+    convert.convert("v_jepa_2", directory / "published.pt", tmp_path / "ours", settings=settings)
+    convert.convert("v_jepa_2", tmp_path / "ours", tmp_path / "theirs")
+    assert VJEPA2Config.from_pretrained(tmp_path / "theirs").crop_size == 3 * PATCH
     with hugging.silent(caplog):
-        model = VJEPA2Model.from_pretrained(tmp_path / "theirs", config=config)
+        model = VJEPA2Model.from_pretrained(tmp_path / "theirs")
     video = clip(6, 3, 3)
     with torch.no_grad():
         found = model.get_vision_features(hugging.torch_video(video))
     hugging.assert_close(found, torch_encoder("v_jepa_2", state, video)[1])
+
+
+def test_the_side_of_v_jepa_2_s_frames_is_never_guessed(models, tmp_path, monkeypatch):
+    """Meta's 256 and 384 are alike in all tensors, and transformers counts positions by it."""
+    _, _, directory, _, _ = models["v_jepa_2"]
+    assert converted.about(directory / "converted")["config"]["crop_size"] is None
+    with pytest.raises(UserError, match="do not say crop_size.*say it with --set crop_size="):
+        convert.convert("v_jepa_2", directory / "converted", tmp_path / "theirs")
+    # Nor where a network of a run is put into the frame of such a file.
+    monkeypatch.setitem(HEADS_BY_WIDTH, WIDTH, HEADS)
+    with pytest.raises(UserError, match="do not say crop_size"):
+        trained.frame(registry.model("v_jepa_2"), directory / "published.pt")
+    settings = Settings(values={**SETTINGS["v_jepa_2"], "crop_size": "wide"})
+    with pytest.raises(UserError, match="crop_size is 'wide'; it must be a positive whole number"):
+        convert.convert("v_jepa_2", directory / "published.pt", tmp_path / "a", settings=settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_context_encoder_when_asked_for(models, tmp_path):
