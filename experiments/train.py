@@ -154,7 +154,7 @@ class Parts:
     def __init__(self, mesh: jax.sharding.Mesh, directory: str | Path | None = None):
         """Notes where the run trains, and its workdir if it has one; makes nothing."""
         self._mesh, self._directory = mesh, directory
-        self._process, self._processes = meshes.batch_slice(mesh)
+        self._part = meshes.batch_part(mesh)
         self._only: loop.TrainLoader | None = None
 
     def method(self, phase: phases.Phase) -> Method:
@@ -167,7 +167,7 @@ class Parts:
             video_features.check(phase.config.data, method)
             return batch_spec(phase.config)
         self._only = self._open(phase.config.data, phase, method)
-        return global_spec(self._only.element_spec, self._processes)
+        return global_spec(self._only.element_spec, self._part.shares)
 
     def loader(
         self,
@@ -194,8 +194,7 @@ class Parts:
             features.cache_text_features(data, method),
             global_batch=phase.config.train.global_batch,
             seed=phase.data_seed,
-            process_index=self._process,
-            process_count=self._processes,
+            part=self._part,
         )
         check_vocabulary = getattr(method, "check_vocabulary", None)
         if check_vocabulary is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from jepa.batch_part import WHOLE, BatchPart
 from jepa.data import sources, transforms
 from jepa.data.clips import View, check_unreadable
 from jepa.data.config import DataConfig
@@ -87,7 +88,7 @@ class EvalSet:
         self,
         batch_size: int,
         numbers: np.ndarray | None = None,
-        part: tuple[int, int] = (0, 1),
+        part: BatchPart = WHOLE,
     ) -> Iterator[tuple[int, np.ndarray | transforms.Planes]]:
         """Yield `(valid, video)`: the video stream of `batch_size` clips, the first `valid` real.
 
@@ -96,9 +97,8 @@ class EvalSet:
         Args:
             batch_size: B.
             numbers: Records to give, in this order, int [n]; all of them by default.
-            part: `(index, count)`, of each batch only these `batch_size / count` rows are read
-                and given; for a process among several (`jepa.parallel.mesh.batch_slice`).
-                `valid` is of the whole batch.
+            part: Of each batch only these rows are read and given, for a process among several
+                (`jepa.parallel.mesh.batch_part`). `valid` is of the whole batch.
 
         Raises:
             UserError: more than `data.max_bad_fraction` of the clips cannot be decoded (of at
@@ -106,19 +106,18 @@ class EvalSet:
         """
         wanted = np.arange(len(self)) if numbers is None else np.asarray(numbers, np.int64)
         starts = range(0, len(wanted), batch_size)
-        index, parts = part
-        rows = batch_size // parts
+        rows = part.rows(batch_size)
         threads = self._config.reading_threads
         with ThreadPoolExecutor(threads) as pool:
             ahead: deque[tuple[int, Future[Any]]] = deque()
             for start in starts:
                 whole = wanted[start : start + batch_size]
-                own = whole[index * rows : (index + 1) * rows]
-                ahead.append((len(whole), pool.submit(self._batch, own, rows)))
+                own = whole[rows[rows < len(whole)]]
+                ahead.append((len(whole), pool.submit(self._batch, own, len(rows))))
                 if len(ahead) > threads:
-                    yield self._noted(parts, *ahead.popleft())
+                    yield self._noted(part.shares, *ahead.popleft())
             while ahead:
-                yield self._noted(parts, *ahead.popleft())
+                yield self._noted(part.shares, *ahead.popleft())
 
     def _batch(self, numbers: np.ndarray, size: int) -> tuple[Any, dict[int, str]]:
         config = self._config
@@ -132,7 +131,7 @@ class EvalSet:
         reasons = {int(numbers[i]): reason for i, reason in failed.items()}
         return transforms.stream(video), reasons
 
-    def _noted(self, parts: int, valid: int, made: Future[Any]) -> tuple[int, Any]:
+    def _noted(self, shares: int, valid: int, made: Future[Any]) -> tuple[int, Any]:
         video, reasons = made.result()
         for number, reason in reasons.items():
             if number not in self.unreadable:
@@ -140,8 +139,8 @@ class EvalSet:
         self.unreadable.update(reasons)
         check_unreadable(
             self.unreadable.values(),
-            len(self._clips) // parts,
+            len(self._clips) // shares,
             self._config.max_bad_fraction,
-            seen=len(self) // parts,
+            seen=len(self) // shares,
         )
         return valid, video

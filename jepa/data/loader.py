@@ -20,6 +20,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from jepa.batch_part import WHOLE, BatchPart
 from jepa.data import assemble, sources
 from jepa.data.assemble import Assembler, Made
 from jepa.data.clips import Clips, View, check_unreadable
@@ -43,17 +44,16 @@ class _Batches:
     """Host batches from a position on, as a Grain source of random access; picklable."""
 
     def __init__(
-        self, assembler: Assembler, order: Order, first: int, stride: int, offset: int, rows: int
+        self, assembler: Assembler, order: Order, first: int, stride: int, rows: np.ndarray
     ):
         self._assembler, self._order = assembler, order
-        self._first, self._stride, self._offset, self._rows = first, stride, offset, rows
+        self._first, self._stride, self._rows = first, stride, rows
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, index: int) -> Made:
-        start = self._first + int(index) * self._stride + self._offset
-        positions = np.arange(start, start + self._rows)
+        positions = self._first + int(index) * self._stride + self._rows
         return self._assembler(positions, *self._order(positions))
 
 
@@ -73,13 +73,11 @@ class TrainLoader:
         order: Order,
         *,
         global_batch: int,
-        process_index: int,
-        process_count: int,
+        part: BatchPart,
     ):
         self._config, self._assembler, self._order = config, assembler, order
         self._global_batch = global_batch
-        self._rows = global_batch // process_count
-        self._offset = process_index * self._rows
+        self._rows = part.rows(global_batch)
         self._position = 0
         self._records = sum(len(clips) for clips in assembler.clips)
         self._digests = [str(clips.split.digest) for clips in assembler.clips]
@@ -87,7 +85,7 @@ class TrainLoader:
         self._keys: list[str] = []
         self.timeout: float = config.timeout
         self.unreadable: dict[str, str] = {}
-        self.element_spec = _structs(assemble.spec(assembler, self._rows))
+        self.element_spec = _structs(assemble.spec(assembler, len(self._rows)))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self
@@ -188,7 +186,6 @@ class TrainLoader:
             self._order,
             self._position,
             self._global_batch,
-            self._offset,
             self._rows,
         )
         threads = 1 if config.workers else config.reading_threads
@@ -246,8 +243,7 @@ def make_train_loader(
     *,
     global_batch: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    part: BatchPart = WHOLE,
 ) -> TrainLoader | JointLoader:
     """Open the datasets of a config for training; builds the decoded cache where one is wanted.
 
@@ -255,21 +251,19 @@ def make_train_loader(
         data_config: See `config.DataConfig`.
         global_batch: B, rows over all hosts.
         seed: Of the order and of every random choice.
-        process_index: Which part of the batch this host makes, `process_count` in all. Hosts whose
+        part: Which rows of the batch this host makes (`jepa.parallel.mesh.batch_part`). Hosts whose
             devices hold the same rows (a tensor axis across hosts) take the same part.
-        process_count: See `process_index`.
 
     Raises:
         UserError: a bad key or value, a missing or empty dataset, hosts that do not divide B.
     """
     config = DataConfig.parse(data_config)
-    hosts = {"process_index": process_index, "process_count": process_count}
-    clips = _open(config, global_batch, "train.global_batch", seed, **hosts)
+    clips = _open(config, global_batch, "train.global_batch", seed, part)
     if not config.images:
         return clips
     images, rows = images_config(config)
     # Another seed, or equal positions would draw equal numbers for a clip and an image.
-    return JointLoader(clips, _open(images, rows, "data.images.batch", seed ^ _IMAGES, **hosts))
+    return JointLoader(clips, _open(images, rows, "data.images.batch", seed ^ _IMAGES, part))
 
 
 def _open(
@@ -277,15 +271,13 @@ def _open(
     global_batch: int,
     key: str,
     seed: int,
-    *,
-    process_index: int,
-    process_count: int,
+    part: BatchPart,
 ) -> TrainLoader:
     """As `make_train_loader`, of one stream; `key` says in the config how large its batch is."""
-    if global_batch < 1 or global_batch % process_count:
+    if global_batch < 1 or global_batch % part.count:
         raise UserError(
-            f"{key} is {global_batch}, which {process_count} hosts do not divide; "
-            f"make it a multiple of {process_count}"
+            f"{key} is {global_batch}, which {part.shares} hosts do not divide; "
+            f"make it a multiple of {part.count}"
         )
     opened = [sources.open_source(path, config.split) for path, _ in config.sources]
     texts = sources.open_texts(config, opened) if "text" in config.streams else None
@@ -302,8 +294,7 @@ def _open(
         Assembler(config, clips, queries, texts, labels, masks, seed),
         order,
         global_batch=global_batch,
-        process_index=process_index,
-        process_count=process_count,
+        part=part,
     )
 
 

@@ -63,14 +63,13 @@ class Embedder:
     def texts(self, params: Params, state: Params, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """Returns the target vector `[S]` of each distinct text."""
         distinct = sorted(set(texts))
-        index, parts = meshes.batch_slice(self._mesh)
-        rows = self.batch_size // parts
+        rows = meshes.batch_part(self._mesh).rows(self.batch_size).tolist()
 
         def batches() -> Iterator[tuple[list[str], Params]]:
             for start in range(0, len(distinct), self.batch_size):
                 part = distinct[start : start + self.batch_size]
                 padded = part + [part[-1]] * (self.batch_size - len(part))
-                own = padded[index * rows : (index + 1) * rows]
+                own = [padded[row] for row in rows]
                 yield part, {"text": dict(self._encode_texts(own))}
 
         return dict(self._run(params, state, batches(), "target"))
@@ -98,16 +97,14 @@ class Embedder:
         if not pairs:
             return {}
         padded = pairs + [pairs[-1]] * (-len(pairs) % self.batch_size)
-        part, parts = meshes.batch_slice(self._mesh)
-        rows = self.batch_size // parts
+        rows = meshes.batch_part(self._mesh).rows(self.batch_size).tolist()
 
         def batches() -> Iterator[tuple[list[Pair], Params]]:
             starts = range(0, len(padded), self.batch_size)
-            firsts = [start + part * rows for start in starts]
-            own = [pair for first in firsts for pair in padded[first : first + rows]]
+            own = [padded[start + row] for start in starts for row in rows]
             frames = _frames(clips, [index for index, _ in own])
-            for start, first in zip(starts, firsts, strict=True):
-                asked = padded[first : first + rows]
+            for start in starts:
+                asked = [padded[start + row] for row in rows]
                 video = jax.tree.map(lambda *each: np.stack(each), *[next(frames) for _ in asked])
                 texts = dict(self._encode_queries([query for _, query in asked]))
                 yield pairs[start : start + self.batch_size], {"video": video, "query": texts}

@@ -144,7 +144,7 @@ class HeldOut:
         """
         flying: deque[Metrics] = deque()
         found: list[Metrics] = []
-        part = meshes.batch_slice(self._mesh)
+        part = meshes.batch_part(self._mesh)
         clips = self._clips.batches(self._batch_size, part=part)
         with jax.set_mesh(self._mesh):
             for index, (valid, video) in enumerate(clips):
@@ -164,8 +164,7 @@ class HeldOut:
         """
         batch = {"video": video}
         if self._masks is not None:
-            part, parts = meshes.batch_slice(self._mesh)
-            rows = self._batch_size // parts
-            records = index * self._batch_size + part * rows + np.arange(rows)
+            rows = meshes.batch_part(self._mesh).rows(self._batch_size)
+            records = index * self._batch_size + rows
             batch["masks"] = self._masks.sample(self._seed, records)
         return prefetch.put(batch, meshes.batch_sharding(self._mesh))

@@ -242,7 +242,7 @@ class FeatureStore:
                     open_writers[kind].append(np.asarray(jax.device_get(array))[:valid])
                 shown.add(valid)
 
-            sharding, part = meshes.batch_sharding(self._mesh), meshes.batch_slice(self._mesh)
+            sharding, part = meshes.batch_sharding(self._mesh), meshes.batch_part(self._mesh)
             for valid, video in view.batches(self.batch_size, numbers, part):
                 flying.append((valid, program(encoder.arguments, prefetch.put(video, sharding))))
                 if len(flying) > _IN_FLIGHT:

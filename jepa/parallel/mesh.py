@@ -8,7 +8,7 @@ so that no code asks which exist. They are `AxisType.Auto`: explicit axes break 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jepa.batch_part import BatchPart
 from jepa.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context")
@@ -89,18 +90,17 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def batch_slice(mesh: Mesh, process_index: int | None = None) -> tuple[int, int]:
-    """Says which part of the global batch a process feeds: `(index, count)`, 0 <= index < count.
+def batch_part(mesh: Mesh, process_index: int | None = None) -> BatchPart:
+    """Says which part of every global batch a process feeds.
 
-    The part is rows `[index * B / count, (index + 1) * B / count)`. Usually this is
-    `(process_index, process_count)`; where the tensor or context axis spans processes, several
-    processes feed the same rows, which the loader must know.
+    Usually the process_index-th of process_count; where the tensor or context axis spans processes,
+    several feed the same rows, and on a torus rows of a host need not lie side by side.
 
     Args:
       process_index: the process to ask about; by default this one.
 
     Raises:
-      UserError: the rows of some process are not one contiguous part of equal size.
+      UserError: the rows of two processes overlap in part, or are of unequal number.
     """
     if process_index is None:
         process_index = jax.process_index()
@@ -109,16 +109,32 @@ def batch_slice(mesh: Mesh, process_index: int | None = None) -> tuple[int, int]
     parts: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((shards,))
     for device, index in parts.items():
         rows.setdefault(device.process_index, set()).update(range(*index[0].indices(shards)))
-    for process, held in rows.items():
-        start, size = min(held), len(held)
-        if held != set(range(start, start + size)) or start % size or shards % size:
-            raise UserError(
-                f"mesh {describe(mesh)} gives process {process} the batch parts {sorted(held)} of "
-                f"{shards}, which is no contiguous equal slice; make data * fsdp a multiple of "
-                f"the number of processes, or tensor * context a multiple of a process's devices."
-            )
-    mine = rows[process_index]
-    return min(mine) // len(mine), shards // len(mine)
+    distinct = {tuple(sorted(held)) for held in rows.values()}
+    if len({len(held) for held in distinct}) > 1 or sum(map(len, distinct)) != shards:
+        raise UserError(
+            f"mesh {describe(mesh)} gives processes parts of the batch that overlap or differ in "
+            f"size, as {' and '.join(str(list(held)) for held in sorted(distinct)[:2])} of "
+            f"{shards}; make data * fsdp a multiple of the number of processes, or tensor * "
+            "context a multiple of a process's devices."
+        )
+    mine = tuple(sorted(rows[process_index]))
+    length = _run(distinct)
+    return BatchPart(tuple(row // length for row in mine[::length]), shards // length)
+
+
+def _run(parts: Iterable[tuple[int, ...]]) -> int:
+    """The largest length of runs, each beginning at a multiple of it, that all parts consist of."""
+    parts = list(parts)
+    sizes = (n for n in range(len(parts[0]), 0, -1) if len(parts[0]) % n == 0)
+    return next(
+        n
+        for n in sizes
+        if all(
+            rows[i : i + n] == tuple(range(rows[i], rows[i] + n)) and rows[i] % n == 0
+            for rows in parts
+            for i in range(0, len(rows), n)
+        )
+    )
 
 
 def describe(mesh: Mesh) -> str:

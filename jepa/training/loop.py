@@ -265,7 +265,7 @@ def _train_phase(
 
     try:
         with clock.on("start"):
-            spec = global_spec(loader.element_spec, meshes.batch_slice(run.mesh)[1])
+            spec = global_spec(loader.element_spec, meshes.batch_part(run.mesh).shares)
             if phase.name:
                 run.progress.line(f"phase {phase.name}: steps {start + 1} to {phase.last}")
             frozen = here.step.optimizer.frozen
@@ -310,7 +310,7 @@ def _train_phase(
             stream = prefetch(loader, meshes.batch_sharding(run.mesh))
             parts.insert(0, stream)
             if settings.log_records:
-                part = meshes.batch_slice(run.mesh)
+                part = meshes.batch_part(run.mesh)
                 parts.append(records := RecordLog(run.directory, jax.process_index(), part))
 
         evaluation: dict[str, float] = {}

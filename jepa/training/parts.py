@@ -89,7 +89,7 @@ class Given:
 
     def batch_spec(self, phase: Phase, method: Method) -> Any:
         """Returns the spec of the loader's batches on all hosts together."""
-        return global_spec(self.batches.element_spec, meshes.batch_slice(self.mesh)[1])
+        return global_spec(self.batches.element_spec, meshes.batch_part(self.mesh).shares)
 
     def loader(
         self, phase: Phase, method: Method, params: Mapping[str, Any], stopped: Callable[[], bool]

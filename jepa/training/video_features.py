@@ -230,7 +230,7 @@ def _compute(
 def _batches(view: EvalSet, numbers: np.ndarray, mesh: Mesh) -> Any:
     """Yields (video stream on the mesh, number of real clips); each process decodes its part."""
     batch = BATCH * meshes.batch_shards(mesh)
-    for valid, video in view.batches(batch, numbers, meshes.batch_slice(mesh)):
+    for valid, video in view.batches(batch, numbers, meshes.batch_part(mesh)):
         yield put(video, meshes.batch_sharding(mesh)), valid
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from loading_helpers import mp4, pictures, record, same, write
 
+from jepa.batch_part import BatchPart
 from jepa.data.evalset import EvalSet
 from jepa.errors import UserError
 
@@ -59,7 +60,7 @@ def test_parts_are_the_rows_of_the_batches(data, parts):
     # 10 clips in batches of 4: of the last one, the later parts have nothing but grey.
     whole = list(EvalSet(config(data), "validation").batches(4))
     for part in range(parts):
-        own = list(EvalSet(config(data), "validation").batches(4, part=(part, parts)))
+        own = list(EvalSet(config(data), "validation").batches(4, part=BatchPart((part,), parts)))
         assert [valid for valid, _ in own] == [4, 4, 2]
         rows = slice(part * 4 // parts, (part + 1) * 4 // parts)
         for (_, mine), (_, video) in zip(own, whole, strict=True):

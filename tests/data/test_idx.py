@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from loading_helpers import rows_of, same, take
 
+from jepa.batch_part import BatchPart
 from jepa.data.idx import FASHION, IdxSplit
 from jepa.data.loader import make_train_loader
 from jepa.errors import UserError
@@ -105,7 +106,7 @@ def test_mirrored_and_cropped_rows_do_not_depend_on_hosts(data):
     keys = config(data, flip=True, crop="random_resized", size=6)
     (whole,) = take(make_train_loader(keys, global_batch=20, seed=0), 1)
     assert whole["video"].shape == (20, 1, 6, 6, 3)
-    part = make_train_loader(keys, global_batch=20, seed=0, process_index=1, process_count=4)
+    part = make_train_loader(keys, global_batch=20, seed=0, part=BatchPart((1,), 4))
     same(rows_of(whole, slice(5, 10)), take(part, 1)[0])
     # As all random choices, it is another one in the next epoch.
     batches = take(make_train_loader(keys, global_batch=40, seed=0), 2)

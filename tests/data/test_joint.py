@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from loading_helpers import config, record, rows_of, same, take, write
 
+from jepa.batch_part import BatchPart
 from jepa.data.loader import make_train_loader
 from jepa.errors import UserError
 from jepa.masks.tubes import IMAGE, Tubes
@@ -52,7 +53,7 @@ def test_it_goes_on_from_its_state_on_any_number_of_hosts(data):
     next(first)
     state = json.loads(json.dumps(first.state()))
     first.close()
-    part = make_train_loader(joint(data), global_batch=2, seed=7, process_index=1, process_count=2)
+    part = make_train_loader(joint(data), global_batch=2, seed=7, part=BatchPart((1,), 2))
     part.restore(state)
     for batch, other in zip(whole[1:], take(part, 2), strict=True):
         images = batch.pop("images")
@@ -71,9 +72,7 @@ def test_it_goes_on_from_its_state_on_any_number_of_hosts(data):
 )
 def test_a_mistake_in_the_images_is_told(data, images, words):
     with pytest.raises(UserError, match=words):
-        make_train_loader(
-            joint(data, **images), global_batch=2, seed=0, process_index=0, process_count=2
-        )
+        make_train_loader(joint(data, **images), global_batch=2, seed=0, part=BatchPart((0,), 2))
 
 
 def test_a_state_from_before_the_images_is_refused(data):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from loading_helpers import config, numbers, record, rows_of, same, take, words, write
 
+from jepa.batch_part import BatchPart
 from jepa.data import order as order_module
 from jepa.data.cache import TextFeatures
 from jepa.data.config import DataConfig
@@ -36,7 +37,7 @@ def test_hosts_make_parts_of_the_same_global_batch(data, hosts, keys):
     parts = [
         take(
             make_train_loader(
-                config(data, **keys), global_batch=8, seed=3, process_index=h, process_count=hosts
+                config(data, **keys), global_batch=8, seed=3, part=BatchPart((h,), hosts)
             ),
             4,
         )
@@ -55,9 +56,7 @@ def test_a_restart_goes_on_with_the_same_batches_on_any_number_of_hosts(data):
     take(first, 3)
     state = first.state()
     assert state["position"] == 24 and json.loads(json.dumps(state)) == state
-    second = make_train_loader(
-        config(data), global_batch=8, seed=3, process_index=1, process_count=2
-    )
+    second = make_train_loader(config(data), global_batch=8, seed=3, part=BatchPart((1,), 2))
     second.restore(state)
     for step, batch in zip(range(3, 6), take(second, 3), strict=True):
         same(rows_of(whole[step], slice(4, 8)), batch)
@@ -202,7 +201,7 @@ def test_element_spec_is_what_comes(data):
 
     for keys in ({}, {"pixels": "yuv420", "cache": "memory"}):
         loader = make_train_loader(
-            config(data, **keys), global_batch=8, seed=0, process_index=0, process_count=2
+            config(data, **keys), global_batch=8, seed=0, part=BatchPart((0,), 2)
         )
         (batch,) = take(loader, 1)
         found = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)

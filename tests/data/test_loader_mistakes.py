@@ -3,6 +3,7 @@
 import pytest
 from loading_helpers import config, numbers, record, rows_of, same, take, write
 
+from jepa.batch_part import BatchPart
 from jepa.data.config import DataConfig, default_data_config
 from jepa.data.loader import make_train_loader
 from jepa.errors import UserError
@@ -34,7 +35,7 @@ def test_unreadable_videos_are_replaced_alike_everywhere_counted_and_logged(
     assert not {3, 11} & set(found) and len(found) == 60
     assert len(loader.unreadable) == 2
     assert "clip-0003" in caplog.text and caplog.text.count("clip-0003") == 1
-    half = make_train_loader(keys, global_batch=20, seed=0, process_index=1, process_count=2)
+    half = make_train_loader(keys, global_batch=20, seed=0, part=BatchPart((1,), 2))
     same(rows_of(batches[0], slice(10, 20)), take(half, 1)[0])
 
 
@@ -95,7 +96,7 @@ def test_mistakes_are_named(data, keys, named):
 
 def test_hosts_must_divide_the_batch(data):
     with pytest.raises(UserError, match="global_batch"):
-        make_train_loader(config(data), global_batch=8, seed=0, process_count=3)
+        make_train_loader(config(data), global_batch=8, seed=0, part=BatchPart((0,), 3))
 
 
 def test_defaults_parse_and_take_flags():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from loading_helpers import config, record, rows_of, same, take, write
 
+from jepa.batch_part import BatchPart
 from jepa.data.config import default_data_config
 from jepa.data.loader import make_train_loader
 from jepa.errors import UserError
@@ -45,7 +46,7 @@ def test_tubes_are_those_of_the_sampler_at_the_global_positions(data):
 def test_hosts_and_restarts_change_nothing(data, workers):
     keys = masked(data, TUBES, workers=workers)
     whole = take(make_train_loader(masked(data, TUBES), global_batch=6, seed=7), 3)
-    part = make_train_loader(keys, global_batch=6, seed=7, process_index=1, process_count=3)
+    part = make_train_loader(keys, global_batch=6, seed=7, part=BatchPart((1,), 3))
     part.restore({"position": 6})
     for batch, other in zip(whole[1:], take(part, 2), strict=True):
         same(rows_of(batch, slice(2, 4)), other)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from loading_helpers import config, pictures, record, rows_of, same, take, write
 
+from jepa.batch_part import BatchPart
 from jepa.data import assemble
 from jepa.data.evalset import EvalSet
 from jepa.data.loader import make_train_loader
@@ -67,8 +68,7 @@ def test_labels_are_places_in_the_sorted_classes(plain, cache):
     expected = [loader.classes.index(COLOURS[clip % 3]) for clip in clips]
     assert batch["label"].tolist() == expected
     parts = [
-        make_train_loader(keys, global_batch=6, seed=0, process_index=h, process_count=2)
-        for h in range(2)
+        make_train_loader(keys, global_batch=6, seed=0, part=BatchPart((h,), 2)) for h in range(2)
     ]
     for host, part in enumerate(parts):
         same(rows_of(batch, slice(3 * host, 3 * host + 3)), take(part, 1)[0])

@@ -6,20 +6,23 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jepa.batch_part import BatchPart
+from jepa.data.prefetch import put
+from jepa.parallel.mesh import batch_part, batch_sharding, describe, make_mesh, set_cpu_devices
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "losses"))
 
 
 def main(address, index, folder):
     from loss_cases import all_cases, as_float32, on_mesh
 
-    from jepa.parallel.mesh import batch_slice, describe, make_mesh, set_cpu_devices
-
     set_cpu_devices(4)
     jax.distributed.initialize(address, 2, index, initialization_timeout=60)
     mesh = make_mesh({"data": 4, "fsdp": -1})
     assert describe(mesh) == "data=4 fsdp=2 on 8 cpu devices of 2 processes"
-    assert batch_slice(mesh) == (index, 2)
-    assert batch_slice(make_mesh({"tensor": 8})) == (0, 1)
+    assert batch_part(mesh) == BatchPart((index,), 2)
+    assert batch_part(make_mesh({"tensor": 8})) == BatchPart()
+    rows_lie_apart(index)
     results = {}
     for case in all_cases():
         value, gradients = on_mesh(case, mesh, as_float32(case.inputs()))
@@ -30,6 +33,18 @@ def main(address, index, folder):
                 results[f"{case}/{name}/{_range(shard.index)}"] = np.asarray(shard.data)
     np.savez(Path(folder) / f"process{index}", **results)
     jax.distributed.shutdown()
+
+
+def rows_lie_apart(index):
+    """On a mesh as of a torus, of which a host has a block, rows come to their places."""
+    devices = np.array(jax.devices())[[0, 1, 4, 5, 2, 3, 6, 7]]
+    mesh = make_mesh({"data": 4, "fsdp": 2}, devices.tolist())
+    part, whole = batch_part(mesh), np.arange(48).reshape(16, 3)
+    assert part == BatchPart((index, index + 2), 4)
+    placed = put(whole[part.rows(16)], batch_sharding(mesh))
+    assert placed.shape == whole.shape
+    for shard in placed.addressable_shards:
+        np.testing.assert_array_equal(shard.data, whole[shard.index])
 
 
 def _range(index):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from experiments import cli
+from jepa.batch_part import BatchPart
 from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
@@ -38,19 +39,19 @@ def arguments():
 class SlicedLoader(toy.Loader):
     """The rows of each global batch that this process feeds."""
 
-    part, parts, seconds, fails = 0, 1, 0.0, False
+    part, seconds, fails = BatchPart(), 0.0, False
 
     @property
     def element_spec(self):
-        rows = self.batch // self.parts
+        rows = self.part.size(self.batch)
         return {k: jax.ShapeDtypeStruct((rows, toy.IN), self.dtype) for k in ("x", "y")}
 
     def __next__(self):
         time.sleep(self.seconds)
         if self.fails and self.next == 5:
             raise RuntimeError("this process fails")
-        rows = self.batch // self.parts
-        return {k: v[self.part * rows :][:rows] for k, v in super().__next__().items()}
+        rows = self.part.rows(self.batch)
+        return {k: v[rows] for k, v in super().__next__().items()}
 
 
 def evaluator(late):
@@ -86,7 +87,7 @@ def train(given):
     )
     config = configs.resolve(made)
     mesh = meshes.make_mesh(config.mesh)
-    SlicedLoader.part, SlicedLoader.parts = meshes.batch_slice(mesh)
+    SlicedLoader.part = meshes.batch_part(mesh)
     SlicedLoader.seconds = given.seconds
     SlicedLoader.fails = given.fails == hosts.index()
     late = given.late == hosts.index() and given.distributed

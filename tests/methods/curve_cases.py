@@ -108,12 +108,10 @@ def curve(name, axes, steps=STEPS, dtype="float64", devices=None):
     spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
     start = Initializer(method, step.optimizer, mesh, spec, seed=config.seed, dtype=config.dtype)
     program = lower(step, mesh, start.shapes, spec).compile(compiler_options=masked_cases.QUICK)
-    index, parts = meshes.batch_slice(mesh)
+    part = meshes.batch_part(mesh)
     state, history = first_state(start), []
     for number in range(steps):
-        mine = jax.tree.map(
-            lambda x: np.array_split(x, parts)[index], batch_of(name, config, number)
-        )
+        mine = jax.tree.map(lambda x: x[part.rows(len(x))], batch_of(name, config, number))
         state, metrics = program(state, put(mine, meshes.batch_sharding(mesh)))
         history.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
     return np.array(history)

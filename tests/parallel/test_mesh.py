@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from configs import pods
 from jepa.errors import UserError
 from jepa.parallel import mesh as meshes
+from jepa.parallel import topology
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
@@ -76,25 +78,58 @@ def fake_processes(monkeypatch, mesh, per_process):
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"),
+    ("shape", "order", "expected"),
     [
-        ({"data": 8}, [(0, 2), (1, 2)]),
-        ({"data": 2, "tensor": 4}, [(0, 2), (1, 2)]),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, [(0, 2), (1, 2)]),
-        ({"tensor": 8}, [(0, 1), (0, 1)]),  # both processes feed the same rows
+        ({"data": 8}, range(8), [(0,), (1,)]),
+        ({"data": 2, "tensor": 4}, range(8), [(0,), (1,)]),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, range(8), [(0,), (1,)]),
+        ({"tensor": 8}, range(8), [(0,), (0,)]),  # both processes feed the same rows
+        # As on a torus, of which a host has a block.
+        ({"data": 4, "fsdp": 2}, (0, 1, 4, 5, 2, 3, 6, 7), [(0, 2), (1, 3)]),
+        ({"data": 8}, (0, 4, 1, 5, 2, 6, 3, 7), [(0, 2, 4, 6), (1, 3, 5, 7)]),
+        ({"data": 4, "tensor": 2}, (0, 1, 4, 5, 2, 3, 6, 7), [(0, 2), (1, 3)]),
     ],
 )
-def test_batch_slice_of_each_process(monkeypatch, shape, expected):
-    mesh = meshes.make_mesh(shape)
+def test_batch_part_of_each_process(monkeypatch, shape, order, expected):
+    mesh = meshes.make_mesh(shape, [jax.devices()[place] for place in order])
     fake_processes(monkeypatch, mesh, per_process=4)
-    assert [meshes.batch_slice(mesh, process) for process in (0, 1)] == expected
+    parts = [meshes.batch_part(mesh, process) for process in (0, 1)]
+    assert [part.pieces for part in parts] == expected
+    rows = {row for part in parts for row in part.rows(16).tolist()}
+    assert rows == set(range(16))
+    for process, part in enumerate(parts):
+        # The very rows that its devices hold.
+        held = set()
+        for device, index in (
+            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(meshes.BATCH_AXES))
+            .devices_indices_map((16,))
+            .items()
+        ):
+            if device.id // 4 == process:
+                held.update(range(*index[0].indices(16)))
+        assert part.rows(16).tolist() == sorted(held)
+        assert part.size(16) == len(held) and part.shares == 16 // len(held)
 
 
-def test_batch_slice_refuses_what_no_loader_can_feed(monkeypatch):
-    mesh = meshes.make_mesh({"data": 4, "tensor": 2}, np.roll(jax.devices(), 2).tolist())
+def test_batch_part_refuses_what_no_loader_can_feed(monkeypatch):
+    mesh = meshes.make_mesh(
+        {"data": 4, "tensor": 2}, [jax.devices()[i] for i in (0, 1, 2, 4, 3, 5, 6, 7)]
+    )
     fake_processes(monkeypatch, mesh, per_process=4)
-    with pytest.raises(UserError, match="contiguous"):
-        meshes.batch_slice(mesh, 0)
+    with pytest.raises(UserError, match="overlap or differ in size"):
+        meshes.batch_part(mesh, 0)
+
+
+@pytest.mark.skipif(not topology.has_libtpu(), reason="libtpu is not installed")
+@pytest.mark.parametrize("pod", [pod for pod in pods.PODS if not pod.startswith("h100")])
+@pytest.mark.parametrize("name", pods.CONFIGS)
+def test_every_host_of_a_pod_has_rows_to_feed(name, pod):
+    shape = pods.get_config(f"{name}@{pod}").mesh
+    mesh = topology.tpu_mesh(pods.PODS[pod], shape)
+    hosts = {device.process_index for device in mesh.devices.flat}
+    parts = [meshes.batch_part(mesh, host) for host in hosts]
+    rows = np.concatenate([part.rows(mesh.size) for part in parts])
+    assert len(hosts) > 1 and sorted(rows.tolist()) == list(range(mesh.size))
 
 
 def test_describe_is_one_line():

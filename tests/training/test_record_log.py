@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 
+from jepa.batch_part import WHOLE, BatchPart
 from jepa.errors import UserError
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
@@ -13,7 +14,7 @@ from jepa.training.record_log import RecordLog
 from tests.training import toy
 
 
-def written(tmp_path, steps, process=0, part=(0, 1)):
+def written(tmp_path, steps, process=0, part=WHOLE):
     log = RecordLog(tmp_path, process=process, part=part)
     for step, keys in steps:
         log.write(step, keys)
@@ -38,14 +39,26 @@ def test_a_torn_last_line_is_no_line_and_spoils_no_other(tmp_path, cut):
 
 def test_parts_are_put_together_and_each_counts_once(tmp_path):
     for process, part in ((0, 0), (1, 1), (2, 1)):  # two processes with the same rows
-        written(tmp_path, [(1, [f"row {part}"])], process, (part, 2))
-    written(tmp_path, [(2, ["first only"])], 0, (0, 2))
+        written(tmp_path, [(1, [f"row {part}"])], process, BatchPart((part,), 2))
+    written(tmp_path, [(2, ["first only"])], 0, BatchPart((0,), 2))
     assert record_log.read(tmp_path) == {1: ["row 0", "row 1"]}
+
+
+def test_pieces_that_lie_apart_come_to_their_places(tmp_path):
+    for process, mine in ((0, (0, 2)), (1, (1, 3))):
+        rows = [f"{piece}{row}" for piece in mine for row in "ab"]
+        written(tmp_path, [(1, rows)], process, BatchPart(mine, 4))
+    assert record_log.read(tmp_path) == {1: ["0a", "0b", "1a", "1b", "2a", "2b", "3a", "3b"]}
 
 
 def test_a_run_on_fewer_processes_goes_on(tmp_path):
     for process in (0, 1):
-        written(tmp_path, [(1, [f"{process}"]), (2, [f"old {process}"])], process, (process, 2))
+        written(
+            tmp_path,
+            [(1, [f"{process}"]), (2, [f"old {process}"])],
+            process,
+            BatchPart((process,), 2),
+        )
     written(tmp_path, [(2, ["0", "1"])])
     assert record_log.read(tmp_path) == {1: ["0", "1"], 2: ["0", "1"]}
 
