@@ -52,10 +52,31 @@ on() {
   run gcloud compute tpus tpu-vm ssh "$NAME" $(place) "--worker=$worker" "--command=$2"
 }
 
+# The slice's state, or nothing where there is no such slice. It fails where gcloud gives no answer,
+# which does not mean that there is none.
 state() {
+  local errors found code=0
+  errors=$(mktemp)
   # shellcheck disable=SC2046
-  gcloud compute tpus queued-resources describe "$NAME" $(place) \
-    '--format=value(state.state)' 2>/dev/null || true
+  found=$(gcloud compute tpus queued-resources describe "$NAME" $(place) \
+    '--format=value(state.state)' 2>"$errors") || code=$?
+  if [ "$code" = 0 ]; then
+    echo "${found:-STATE_UNSPECIFIED}"
+  elif grep -q NOT_FOUND "$errors"; then
+    code=0
+  else
+    cat "$errors" >&2
+  fi
+  rm -f "$errors"
+  return "$code"
+}
+
+# The same, asked until gcloud answers.
+look() {
+  until state; do
+    echo "gcloud does not say how $NAME is; asking again in ${PATIENCE:-60} seconds" >&2
+    sleep "${PATIENCE:-60}"
+  done
 }
 
 runtime() {
@@ -70,13 +91,18 @@ runtime() {
 
 create() {
   need TPU_TYPE
-  local found="" software
-  software=${RUNTIME:-$(runtime)}
-  [ -n "$PRINT" ] || found=$(state)
+  local found=""
+  [ -n "$PRINT" ] || found=$(state) || die "gcloud does not say whether $NAME is there; see above"
   if [ -n "$found" ]; then
     echo "$NAME is there: $found"
     return
   fi
+  ask
+}
+
+ask() {
+  local software
+  software=${RUNTIME:-$(runtime)}
   # shellcheck disable=SC2086 # CAPACITY may be empty, or several options
   queued create "--node-id=$NAME" "--accelerator-type=$TPU_TYPE" \
     "--runtime-version=$software" ${CAPACITY:-}
@@ -88,7 +114,7 @@ wait_for_it() {
     queued describe '--format=value(state.state)'
     return
   fi
-  while found=$(state) && [ "$found" != ACTIVE ]; do
+  while found=$(look) && [ "$found" != ACTIVE ]; do
     case $found in
       FAILED | SUSPENDED) die "$NAME is $found; delete it and create it again" ;;
       '') die "$NAME does not exist; create it" ;;
@@ -145,12 +171,13 @@ training() {
 keep() {
   [ -z "$PRINT" ] || die "keep has no --print: what it runs depends on what it finds"
   train_command "$@" >/dev/null
+  need TPU_TYPE IMAGE
   local found
   while true; do
-    found=$(state)
+    found=$(look)
     case $found in
-      '') create ;;
-      FAILED | SUSPENDED) queued delete --force --quiet ;;
+      '') ask ;;
+      FAILED | SUSPENDED) queued delete --force --quiet || echo "$NAME is not deleted yet" >&2 ;;
       ACTIVE)
         case $(on 0 "$(training)" | tail -n 1) in
           'exited 0')
@@ -159,7 +186,9 @@ keep() {
             ;;
           'exited 2') die "training refused its config; see: $0 logs" ;;
           running* | restarting*) ;;
-          none | created* | exited* | dead*) setup && start "$@" ;;
+          none | created* | exited* | dead*)
+            { setup && start "$@"; } || echo "$NAME: training was not started yet" >&2
+            ;;
           *) echo "$NAME: its first VM does not answer" >&2 ;;
         esac
         ;;

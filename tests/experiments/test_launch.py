@@ -177,7 +177,14 @@ GCLOUD = r"""
 folder=$(dirname "$0")
 say() { head -n 1 "$folder/$1"; sed -i 1d "$folder/$1"; }
 case "$*" in
-  *"queued-resources describe"*) say states ;;
+  *"queued-resources describe"*)
+    found=$(say states)
+    case $found in
+      absent) echo "ERROR: (gcloud.compute) NOT_FOUND: Resource 'jepa' was not found" >&2; exit 1 ;;
+      unanswered) echo "ERROR: (gcloud.compute) UNAVAILABLE: try again" >&2; exit 1 ;;
+      *) echo "$found" ;;
+    esac
+    ;;
   *"docker inspect --format '{{.State.Status}}"*) say training ;;
 esac
 """
@@ -185,8 +192,8 @@ esac
 
 def test_keep_asks_again_for_a_slice_that_was_taken_away_and_ends_with_training(tmp_path):
     fake(tmp_path, "gcloud", GCLOUD)
-    # Absent, asked for again by `create` itself; queued; there; taken away; the same once more.
-    states = ["", "", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "SUSPENDED", "", ""]
+    # Asked for; queued; there; taken away; the same once more.
+    states = ["absent", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "SUSPENDED", "absent"]
     (tmp_path / "states").write_text("\n".join([*states, "ACTIVE", "ACTIVE", "ACTIVE"]) + "\n")
     (tmp_path / "training").write_text("none\nrunning 0\nnone\nrestarting 42\nexited 0\n")
     done = call("tpu_vm.sh", "keep", "--", *FLAGS, path=tmp_path, PATIENCE="0")
@@ -197,6 +204,30 @@ def test_keep_asks_again_for_a_slice_that_was_taken_away_and_ends_with_training(
     once = [create, ssh, ssh, ssh, ssh]  # how is training? fetch the image; start; how is it?
     assert did == [*once, delete, *once, ssh]
     assert sum("docker run" in c for c in calls(tmp_path)) == 2
+
+
+def test_keep_asks_again_where_gcloud_gives_no_answer(tmp_path):
+    fake(tmp_path, "gcloud", GCLOUD)
+    (tmp_path / "states").write_text("ACTIVE\nunanswered\nunanswered\n\nACTIVE\n")
+    (tmp_path / "training").write_text("running 0\nexited 0\n")
+    done = call("tpu_vm.sh", "keep", "--", *FLAGS, path=tmp_path, PATIENCE="0")
+    assert done.stdout.splitlines()[-1] == "training has finished"
+    assert done.stderr.count("UNAVAILABLE") == done.stderr.count("asking again") == 2
+    assert sum("describe" in c for c in calls(tmp_path)) == 5
+    assert not any("create" in c or "delete" in c for c in calls(tmp_path))
+
+
+def test_without_an_answer_create_creates_nothing_and_wait_waits(tmp_path):
+    fake(tmp_path, "gcloud", GCLOUD)
+    states = ["unanswered", "unanswered", "ACTIVE", "absent", "absent"]
+    (tmp_path / "states").write_text("\n".join(states) + "\n")
+    said = call("tpu_vm.sh", "create", path=tmp_path, code=2).stderr
+    assert "UNAVAILABLE" in said and "does not say whether jepa is there" in said
+    assert "asking again" in call("tpu_vm.sh", "wait", path=tmp_path, PATIENCE="0").stderr
+    assert "does not exist; create it" in call("tpu_vm.sh", "wait", path=tmp_path, code=2).stderr
+    assert not any("create" in c for c in calls(tmp_path))
+    call("tpu_vm.sh", "create", path=tmp_path)
+    assert "queued-resources create" in calls(tmp_path)[-1]
 
 
 def test_keep_ends_when_training_refuses_its_config(tmp_path):
