@@ -27,7 +27,7 @@ from typing import Any
 from experiments import cli
 from jepa.errors import UserError
 from jepa.interop import converted, loading, parameters, registry, saving, trained
-from jepa.interop.tensors import Tensors
+from jepa.interop.tensors import Tensors, folder
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -116,8 +116,9 @@ def _publish_run(
 
 
 def _beside(model: registry.Model, source: Path) -> dict[str, Path]:
-    """Returns the files that go with a model's tensors and lie in a directory."""
-    return {name: source / name for name in model.beside if (source / name).is_file()}
+    """Returns the files that go with a model's tensors and lie beside them."""
+    directory = folder(source)
+    return {name: directory / name for name in model.beside if (directory / name).is_file()}
 
 
 def _count(params: Mapping[str, Any]) -> int:

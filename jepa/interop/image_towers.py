@@ -112,8 +112,7 @@ def _open(family: _Family, path: str | Path) -> Tensors:
         for name in tensors
         if any(pattern.fullmatch(name) for pattern in known)
     }
-    directory = tensors.path if tensors.path.is_dir() else tensors.path.parent
-    pixels = _pixels(directory / _PREPROCESSOR) or family.normalisation
+    pixels = _pixels(tensors.directory / _PREPROCESSOR) or family.normalisation
     noted = {_PREFIX: prefix, _OTHERS: others, _PIXELS: pixels}
     return tensors.with_config({**tensors.config, **noted})
 

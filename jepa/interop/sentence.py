@@ -49,7 +49,7 @@ def open_directory(
     """Opens the tensors of a directory and of the linear maps that `modules.json` names.
 
     Args:
-      path: the directory.
+      path: the directory, or `model.safetensors` in it.
       model_type: of its `config.json`.
       pooling: how one vector is made of those of the tokens, as there: "mean_tokens", "lasttoken".
 
@@ -63,12 +63,14 @@ def open_directory(
     tensors = open_tensors(path)
     if tensors.config is not None:
         Config(tensors.config, model_type, {})
-    if not (tensors.path / MODULES).is_file():
+    listing = tensors.directory / MODULES
+    # A file of another name is no model of that directory; it has no config.json either.
+    if (tensors.path.is_file() and tensors.config is None) or not listing.is_file():
         return tensors, ()
     folders = []
-    for module in _modules(tensors.path / MODULES):
+    for module in _modules(listing):
         kind, folder = str(module.get("type")).rpartition(".")[2], str(module.get("path"))
-        where = tensors.path / folder
+        where = tensors.directory / folder
         if kind == "Pooling":
             _check_pooling(where / "config.json", pooling)
         elif kind == "Dense":
@@ -76,7 +78,7 @@ def open_directory(
             tensors = tensors.beside(folder, open_tensors(where))
             folders.append(folder)
         elif kind not in ("Transformer", "Normalize"):
-            raise UserError(f"{tensors.path / MODULES} names a step {kind!r}, unknown here")
+            raise UserError(f"{listing} names a step {kind!r}, unknown here")
     return tensors, tuple(folders)
 
 

@@ -98,6 +98,11 @@ class Tensors:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def directory(self) -> Path:
+        """Where the files lie that go with the tensors, also where one file was opened."""
+        return folder(self.path)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor."""
         return self._entries[name].shape
@@ -110,9 +115,9 @@ class Tensors:
         """Returns the size of all tensors, in bytes."""
         return sum(entry.nbytes for entry in self._entries.values())
 
-    def beside(self, folder: str, others: Tensors) -> Tensors:
-        """Returns these tensors and others, whose names then begin with `FOLDER/`."""
-        entries = {f"{folder}/{name}": entry for name, entry in others._entries.items()}
+    def beside(self, prefix: str, others: Tensors) -> Tensors:
+        """Returns these tensors and others, whose names then begin with `PREFIX/`."""
+        entries = {f"{prefix}/{name}": entry for name, entry in others._entries.items()}
         return Tensors(self.path, {**self._entries, **entries}, self.config, self.metadata)
 
     def with_config(self, config: Mapping[str, Any]) -> Tensors:
@@ -172,6 +177,11 @@ class Tensors:
         if len(found) < count:
             raise UserError(f"{entry.file} ends within a tensor; download it again")
         return found
+
+
+def folder(path: Path) -> Path:
+    """Returns the directory of a checkpoint that is named by itself or by a file in it."""
+    return path if path.is_dir() else path.parent
 
 
 def open_tensors(path: str | Path) -> Tensors:

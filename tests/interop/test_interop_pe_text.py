@@ -162,6 +162,10 @@ def test_it_comes_back_by_meta_s_names(clip, tmp_path):
     assert set(back) == set(text)
     for name, tensor in text.items():
         assert back.read(name).tobytes() == tensor.numpy().tobytes()
+    # A file by its name brings the tokenizer beside it, as its directory does.
+    file = directory / "published" / "PE-Core-tiny.pt"
+    convert.convert("pe_text", file, tmp_path / "by_name", settings=SETTINGS)
+    assert (tmp_path / "by_name" / "tokenizer.json").read_text() == "{}"
     assert (tmp_path / "back" / "tokenizer.json").read_text() == "{}"
     convert.convert("pe_text", tmp_path / "back", tmp_path / "again")
     jax.tree.map(
