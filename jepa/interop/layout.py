@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import ml_dtypes
 import numpy as np
 
 from jepa.errors import UserError
@@ -22,6 +23,7 @@ from jepa.interop.tensors import Tensors
 
 _NAMED = 5  # tensors that an error names, of each kind
 _PARTS = 16  # in which large tensors are compared
+_NEAR = 1e-3  # between a fixed table here and one made elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,12 +157,21 @@ class Layout:
         for name, make in self.derived.items():
             if name not in tensors:
                 continue
-            found, expected = tensors.read(name).astype(np.float32), make()
-            if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3):
+            found, expected = tensors.read(name), make()
+            if found.shape != expected.shape or not _alike(found, expected):
                 raise UserError(
                     f"{tensors.path}: {name} of shape {found.shape} is not the fixed table of "
                     f"shape {expected.shape} that this model computes"
                 )
+
+
+def _alike(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Returns whether a tensor is a table, as far as the tensor's type can tell."""
+    dtype, atol = found.dtype, _NEAR
+    if dtype.kind not in "iub":
+        # Rounded to few digits, a table made elsewhere may differ in the last of them.
+        expected, atol = expected.astype(dtype), max(_NEAR, float(ml_dtypes.finfo(dtype).eps))
+    return np.allclose(found.astype(np.float32), expected.astype(np.float32), atol=atol)
 
 
 def _same(tensors: Tensors, name: str, other: str) -> bool:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +26,9 @@ from jepa.interop.tensors import CONFIG, DTYPES, INDEX, SINGLE
 MOST_BYTES = 5_000_000_000
 # Keys so begun are ours: what a model's other files say, beside its `config.json`.
 OURS = "jepa_"
+# What `transformers` calls the type of a model's tensors, now and before its version 4.56.
+_TYPE_KEYS = ("dtype", "torch_dtype")
+_TYPE_NAMES = ("float64", "float32", "bfloat16", "float16")
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -45,7 +48,8 @@ def save(
       to: the directory, which must not exist.
       params: nested dict of arrays that this process can read, or of `loading.Pending`.
       layout: of the model; a tensor called `FOLDER/NAME` goes into a file of that folder.
-      config: what `config.json` says, and keys of ours, which are left out.
+      config: what `config.json` says, and keys of ours, which are left out. The type that it
+        names, to which `transformers` rounds what it loads, becomes that of the tensors.
       dtype: of all tensors; that of each parameter when absent.
       most_bytes: size from which tensors go into a further file.
       copies: further files by the name they get, and where they lie.
@@ -68,8 +72,18 @@ def save(
             if len(files) > 1:
                 _write_index(where, made, files)
         theirs = {key: value for key, value in config.items() if not key.startswith(OURS)}
-        write_json(directory / CONFIG, theirs)
+        write_json(directory / CONFIG, _typed(theirs, str(made.wide)))
         copy(copies or {}, directory)
+
+
+def _typed(config: Any, dtype: str) -> Any:
+    """Returns a `config.json` with the name of a type wherever one is named."""
+    if not isinstance(config, Mapping):
+        return config
+    return {
+        key: dtype if key in _TYPE_KEYS and value in _TYPE_NAMES else _typed(value, dtype)
+        for key, value in config.items()
+    }
 
 
 def check_params(flat: Mapping[str, Any], layout: Layout) -> None:
@@ -146,6 +160,8 @@ class _Made:
         self._flat, self._pieces, self._derived = flat, layout.theirs(), layout.derived
         self._dtype = dtype
         self._held: tuple[str, np.ndarray] | None = None
+        # A type that all of them fit into.
+        self.wide = self._dtype or _widest([np.dtype(leaf.dtype) for leaf in flat.values()])
 
     def names(self) -> list[str]:
         """Returns all names, parameter by parameter.
@@ -161,7 +177,7 @@ class _Made:
         if self._dtype is not None:
             return self._dtype
         if name in self._derived:
-            return np.dtype(np.float32)
+            return self.wide
         return np.dtype(self._flat[self._pieces[name][0]].dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -186,6 +202,15 @@ class _Made:
             self._held = None
             self._held = path, leaf.read()
         return self._held[1]
+
+
+def _widest(dtypes: Sequence[np.dtype]) -> np.dtype:
+    """Returns a type that has the numbers of all floating ones."""
+    floating = {dtype for dtype in dtypes if dtype.kind not in "iub"}
+    most = max((dtype.itemsize for dtype in floating), default=0)
+    widest = [dtype for dtype in floating if dtype.itemsize == most]
+    # float16 and bfloat16 are of one size, and neither has the other's numbers.
+    return widest[0] if len(widest) == 1 else np.dtype(np.float32)
 
 
 def _by_folder(names: list[str]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from transformers import IJepaConfig, IJepaModel
 
 from experiments import convert
 from jepa.errors import UserError
-from jepa.interop import converted
+from jepa.interop import converted, parameters
 from jepa.models.vit import VideoTransformer
 
 PATCH, ROWS, WIDTH = 8, 3, 24
@@ -63,8 +63,34 @@ def test_round_trip(model, tmp_path, caplog):
         assert torch.equal(again.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_few_digits_come_back(model, tmp_path, dtype):
+    """The fixed table is rounded like all else, by others and by our own --dtype."""
+    published = tmp_path / "published"
+    kind = getattr(torch, dtype)
+    IJepaModel.from_pretrained(model[1] / "published", dtype=kind).save_pretrained(published)
+    convert.convert("i_jepa", published, tmp_path / "converted")
+    convert.convert("i_jepa", tmp_path / "converted", tmp_path / "back")
+    assert hugging.tensors(tmp_path / "back") == hugging.tensors(published)
+    convert.convert("i_jepa", model[1] / "converted", tmp_path / "rounded", dtype=dtype)
+    assert hugging.tensors(tmp_path / "rounded") == hugging.tensors(published)
+    convert.convert("i_jepa", tmp_path / "rounded", tmp_path / "again")
+    assert IJepaModel.from_pretrained(tmp_path / "rounded").dtype == kind
+    # What was trained in float32 from them is not rounded when it is loaded.
+    trained = jax.tree.map(lambda p: p * 1.001, converted.load(model[1] / "converted")["encoder"])
+    parameters.save(tmp_path / "trained.safetensors", trained, {"part": "encoder"})
+    convert.convert("i_jepa", tmp_path / "trained.safetensors", tmp_path / "out", like=published)
+    found = IJepaModel.from_pretrained(tmp_path / "out").layernorm.weight
+    np.testing.assert_array_equal(found.detach().numpy(), trained["norm"]["scale"])
+
+
 def test_positions_that_were_learnt_are_refused(model, tmp_path):
     theirs = IJepaModel(model[0].config)
     theirs.save_pretrained(tmp_path / "published")
     with pytest.raises(UserError, match="position_embeddings .* is not the fixed table"):
         convert.convert("i_jepa", tmp_path / "published", tmp_path / "converted")
+    # Neither in a type of few digits.
+    theirs.embeddings.position_embeddings.data = 1.05 * meta.table_2d(ROWS, WIDTH)
+    theirs.to(torch.bfloat16).save_pretrained(tmp_path / "near")
+    with pytest.raises(UserError, match="position_embeddings .* is not the fixed table"):
+        convert.convert("i_jepa", tmp_path / "near", tmp_path / "converted")

@@ -282,6 +282,17 @@ def test_the_way_back_has_every_tensor_bit_by_bit(models, kind, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
+@pytest.mark.parametrize("kind", ["i_jepa", "v_jepa"])
+def test_fixed_tables_of_few_digits_are_read_back(models, kind, tmp_path):
+    directory, settings = models[kind][2], Settings(values=SETTINGS[kind])
+    source, few = directory / "published.pt", "bfloat16"
+    convert.convert(kind, source, tmp_path / "ours", settings=settings, dtype=few)
+    convert.convert(kind, tmp_path / "ours", tmp_path / "back")
+    found = open_tensors(tmp_path / "back")
+    assert {found.dtype(name) for name in found} == {np.dtype(few)}
+    convert.convert(kind, tmp_path / "back", tmp_path / "again")
+
+
 def test_v_jepa_2_becomes_a_model_of_transformers(models, tmp_path, caplog):
     state, _, directory, _, _ = models["v_jepa_2"]
     settings = Settings(values={**SETTINGS["v_jepa_2"], "crop_size": 3 * PATCH})
