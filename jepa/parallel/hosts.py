@@ -30,7 +30,8 @@ BARRIER = 600
 _FOR_EVER = 2**31 - 1  # ms, 24 days: the longest that the service waits
 _PERIOD = 10.0  # seconds between looks at how far the others have come
 _LEAVE = 5.0  # seconds that a process which fails waits for the others to hear of it
-_FAILED, _HOST, _AT = "jepa/failed", "jepa/host", "jepa/at"
+_FAILED, _HOST, _AT, _SAID = "jepa/failed", "jepa/host", "jepa/at", "jepa/said"
+_NAMED = 4  # processes that a sentence names, of those that fail alike
 
 
 class HostsError(Exception):
@@ -139,6 +140,43 @@ def barrier(what: str) -> None:
         waited = time.monotonic() - begin
         why = "" if waited >= 0.9 * _Run.timeout else f" ({_first_line(error)})"
         raise _missing(_late(_Run.place), waited, why) from error
+
+
+def gather(what: str, words: str) -> list[str]:
+    """Waits as `barrier` does, and returns what each process said there, by its number.
+
+    Args:
+      what: as for `barrier`.
+      words: of this process, short; the coordination service keeps them until the run ends.
+
+    Raises:
+      HostsError: as `barrier`.
+    """
+    if count() == 1:
+        return [words]
+    place = f"{_SAID}/{_Run.place + 1}"
+    _client().key_value_set(f"{place}/{index()}", json.dumps(words))
+    barrier(what)
+    said = {int(key.rpartition("/")[2]): text for key, text in _client().key_value_dir_get(place)}
+    return [json.loads(said[n]) for n in range(count())]
+
+
+def agree(what: str, why: str) -> str:
+    """Returns an empty string if every process could do something, the same words on all if not.
+
+    Args:
+      what: as for `barrier`.
+      why: what kept this process from it; empty where nothing did.
+
+    Raises:
+      HostsError: as `barrier`.
+    """
+    said = gather(what, why)
+    failed = [n for n, each in enumerate(said) if each]
+    if not failed or count() == 1:
+        return why
+    more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+    return f"{_names(failed[:_NAMED])}{more} of {count()}: {said[failed[0]]}"
 
 
 def at(what: str) -> None:

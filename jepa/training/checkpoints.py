@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import shutil
+import threading
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jepa.errors import UserError
@@ -36,7 +36,7 @@ log = logging.getLogger("jepa")
 # Those of a run's states; they differ from phase to phase, and a step says which phase it is of.
 Shapes = TrainState | Callable[[int], TrainState]
 _ABOUT = {"loader", "fingerprint", "evaluated"}
-_MANY = 256  # more checkpoints than are ever looked at to find one that can be read
+_SETTLE = 10.0  # seconds that a process which fails gives a save on its way, of several processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Checkpoints:
         """
         self.directory = Path(directory).absolute()
         self._evaluations: dict[int, Mapping[str, float]] = {}
+        self._unfinished = False
         self._metric, self._sign = keep_best_metric, 1.0 if keep_best_mode == "max" else -1.0
         policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]
         if keep_best_metric is not None:
@@ -112,11 +113,30 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def last_in_words(self) -> str:
-        """Returns a sentence that names the latest checkpoint that is whole."""
-        with contextlib.suppress(UserError):
-            self.wait()
-        whole = [step for step in self.steps() if (self.directory / str(step)).is_dir()]
+        """Returns a sentence that names the latest checkpoint that is whole.
+
+        Of several processes this one may be the only one that asks, and the others wait for it: it
+        waits for none of them, and for a save on its way a few seconds only.
+        """
+        if hosts.count() == 1:
+            with contextlib.suppress(UserError):
+                self.wait()
+        else:
+            self._settle()
+        whole = [step for step in self.steps() if orbax_setup.is_whole(self.directory / str(step))]
         return f"The last checkpoint is step {whole[-1]}." if whole else "There is no checkpoint."
+
+    def _settle(self) -> None:
+        """Waits a bounded time for a save on its way, whose errors now count for nothing."""
+
+        def finish() -> None:
+            with contextlib.suppress(Exception):
+                self._manager.wait_until_finished()
+
+        saving = threading.Thread(target=finish, name="settle", daemon=True)
+        saving.start()
+        saving.join(_SETTLE)
+        self._unfinished = saving.is_alive()
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
         """Returns whether `metrics` beat those of every checkpoint kept so far."""
@@ -196,7 +216,12 @@ class Checkpoints:
         return self._manager.is_saving_in_progress()
 
     def close(self) -> None:
-        """Waits for the last save and releases Orbax's threads."""
+        """Waits for the last save and releases Orbax's threads.
+
+        Not for one that `last_in_words` has not seen the end of: the process is about to fail.
+        """
+        if self._unfinished:
+            return
         with disk.room_for(self.directory):
             self._manager.close()
 
@@ -215,7 +240,6 @@ class Checkpoints:
         Raises:
           UserError: if there are checkpoints and none can be read.
         """
-        hosts.barrier("restore")
         damaged: list[int] = []
         for step in reversed(_of_first_process(self.steps())):
             restored, why = self._try(step, _shapes_at(shapes, step))
@@ -237,30 +261,41 @@ class Checkpoints:
         return None
 
     def _try(self, step: int, shapes: TrainState) -> tuple[Restored | None, str]:
-        """Returns a checkpoint, or None and why not; the same on every process."""
-        restored, why = None, "another process cannot read it"
+        """Returns a checkpoint, or None and why not; the same on every process.
+
+        The devices of all compute the fingerprint together, so only once every process has read.
+        """
+        restored, noted, why = None, 0, ""
         try:
-            restored = self.restore(step, shapes)
+            restored, noted = self._read(step, shapes)
         except Exception as error:  # Orbax raises whatever the layer beneath it raised.
             why = _first_line(error)
-        return (restored, "") if _on_all_processes(restored is not None) else (None, why)
+        if (why := hosts.agree(f"read checkpoint {step}", why)) or restored is None:
+            return None, why
+        if (found := int(_fingerprint(restored.state))) != noted:
+            why = f"its arrays have fingerprint {found:#x}, they were {noted:#x}"
+        why = hosts.agree(f"check checkpoint {step}", why)
+        return (None, why) if why else (restored, "")
 
-    def restore(self, step: int, shapes: TrainState) -> Restored:
-        """Returns the checkpoint of `step`; raises whatever Orbax raises, ValueError if altered."""
-        got = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
-            ),
-        )
+    def _read(self, step: int, shapes: TrainState) -> tuple[Restored, int]:
+        """Returns the checkpoint of `step` as this process reads it, and the fingerprint noted.
+
+        Waits for no other process. Raises whatever Orbax raises, ValueError if altered.
+        """
+        with orbax_setup.reader() as reader:
+            got = reader.restore(
+                self.directory / str(step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
+                ),
+            )
         about = dict(got.data)
         # Checkpoints from before there was one have no CRC, and nothing that is unknown here.
         if about.pop("crc", None) != _crc(about) and ("crc" in got.data or set(about) - _ABOUT):
             raise ValueError("the position of its loader is not what was saved")
-        found, noted = int(_fingerprint(got.state)), int(about["fingerprint"])
-        if found != noted:
-            raise ValueError(f"its arrays have fingerprint {found:#x}, they were {noted:#x}")
-        return Restored(step, got.state, dict(about["loader"]), bool(about.get("evaluated", False)))
+        evaluated = bool(about.get("evaluated", False))
+        restored = Restored(step, got.state, dict(about["loader"]), evaluated)
+        return restored, int(about["fingerprint"])
 
     def _set_aside(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
@@ -307,19 +342,8 @@ def _shapes_at(shapes: Shapes, step: int) -> TrainState:
 
 
 def _of_first_process(steps: list[int]) -> list[int]:
-    """Returns the last steps that process 0 sees; a shared disk may show others something else."""
-    if jax.process_count() == 1:
-        return steps
-    mine = np.full(_MANY, -1, np.int32)
-    mine[: len(steps[-_MANY:])] = steps[-_MANY:]
-    return [int(step) for step in multihost_utils.broadcast_one_to_all(mine) if step >= 0]
-
-
-def _on_all_processes(good: bool) -> bool:
-    """Returns whether `good` holds on every process."""
-    if jax.process_count() == 1:
-        return good
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
+    """Returns the steps that process 0 sees; a shared disk may show others something else."""
+    return [int(step) for step in json.loads(hosts.gather("restore", json.dumps(steps))[0])]
 
 
 @jax.jit

@@ -56,6 +56,25 @@ def write_whole_arrays() -> None:
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
+def reader() -> ocp.Checkpointer:
+    """Returns what reads a checkpoint on this process alone; to be closed.
+
+    Orbax's manager ends a restore with a collective of all devices: one process that cannot read
+    would leave the others there for ever. Reading itself needs nobody else: each process reads what
+    its own devices hold.
+    """
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def is_whole(path: Path) -> bool:
+    """Returns whether the save of a checkpoint has come to its end; waits for nothing."""
+    return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
+
+
 def drop_damaged_evaluations(directory: Path) -> None:
     """Removes metrics that are no JSON, which Orbax could not open the directory with."""
     if jax.process_index() == 0:

@@ -1,5 +1,6 @@
 """One of two processes that train nothing; number 1 `fails`, is `late`, or all goes `well`."""
 
+import socket
 import sys
 import time
 
@@ -9,6 +10,10 @@ from jepa.parallel import hosts
 
 def main(mode):
     hosts.barrier("begin")
+    assert hosts.gather("say who", f"I am {hosts.index()}") == ["I am 0", "I am 1"]
+    assert hosts.agree("begin well", "") == ""
+    here = f"process 1 ({socket.gethostname()}) of 2: 1 cannot"
+    assert hosts.agree("begin badly", "1 cannot" if hosts.index() else "") == here
     if hosts.index() == 1 and mode == "fails":
         raise UserError("a mistake that only process 1 sees.")
     if hosts.index() == 1 and mode == "late":

@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import cli
 from jepa.batch_part import BatchPart
+from jepa.errors import UserError
 from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
@@ -30,6 +31,8 @@ def arguments():
     parser.add_argument("--seconds", type=float, default=0.0, help="that a batch takes")
     parser.add_argument("--late", type=int, help="the process that evaluates for too long")
     parser.add_argument("--fails", type=int, help="the process that raises at step 5")
+    parser.add_argument("--mistake", type=int, help="the process whose loader tells of one there")
+    parser.add_argument("--hidden", type=int, default=16, help="width of the model")
     parser.add_argument("--heartbeat", type=int, default=hosts.HEARTBEAT)
     parser.add_argument("--barrier", type=int, default=hosts.BARRIER)
     parser.add_argument("--distributed", action="store_true")
@@ -39,7 +42,7 @@ def arguments():
 class SlicedLoader(toy.Loader):
     """The rows of each global batch that this process feeds."""
 
-    part, seconds, fails = BatchPart(), 0.0, False
+    part, seconds, fails, mistake = BatchPart(), 0.0, False, False
 
     @property
     def element_spec(self):
@@ -50,6 +53,8 @@ class SlicedLoader(toy.Loader):
         time.sleep(self.seconds)
         if self.fails and self.next == 5:
             raise RuntimeError("this process fails")
+        if self.mistake and self.next == 5:
+            raise UserError("too many videos cannot be read.")
         rows = self.part.rows(self.batch)
         return {k: v[rows] for k, v in super().__next__().items()}
 
@@ -83,13 +88,14 @@ def train(given):
         train__log_every=1,
         train__eval_every=6,
         train__health_every=0,
-        model__hidden=16,
+        model__hidden=given.hidden,
     )
     config = configs.resolve(made)
     mesh = meshes.make_mesh(config.mesh)
     SlicedLoader.part = meshes.batch_part(mesh)
     SlicedLoader.seconds = given.seconds
     SlicedLoader.fails = given.fails == hosts.index()
+    SlicedLoader.mistake = given.mistake == hosts.index()
     late = given.late == hosts.index() and given.distributed
     loader = SlicedLoader(config.train.global_batch, config.seed, np.dtype(given.dtype))
     result = loop.train(
