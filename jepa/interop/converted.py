@@ -8,8 +8,11 @@ Beside `training.checkpoints`, which keeps whole runs, this is the one module th
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ _NOISE = (
     "Skipping merge of OCDBT checkpoints",
     "No jax.Array in TypeHandlerRegistry",
 )
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 logging.getLogger("absl").addFilter(
     lambda record: not any(words in record.getMessage() for words in _NOISE)
 )
@@ -63,11 +67,28 @@ def save(
     with appearing(Path(to)) as directory:
         arrays = jax.tree.map(np.asarray, dict(params))
         args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), arrays)
-        with ocp.Checkpointer(_writer()) as checkpointer:
+        with _refusals(), ocp.Checkpointer(_writer()) as checkpointer:
             where = (directory / PARAMS).absolute()
             checkpointer.save(where, ocp.args.PyTreeSave(arrays, save_args=args))
         write_json(directory / ABOUT, about)
         copy(copies or {}, directory)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Raises what the operating system refused as an OSError, however Orbax words it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            # The layer beneath Orbax raises a ValueError with the number in its text.
+            found = _OS_ERROR.search(str(cause))
+            code = cause.errno if isinstance(cause, OSError) else found and int(found[1])
+            if code:
+                raise OSError(code, os.strerror(code)) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def about(path: str | Path) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """What is written beside the tensors, and disks that take nothing."""
 
+import contextlib
 import json
+import resource
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
-from jepa.interop import layout, open_tensors, saving
+from jepa.errors import UserError
+from jepa.interop import converted, layout, open_tensors, saving
 from jepa.interop.layout import Layout
 
 
@@ -45,3 +49,45 @@ def test_a_config_names_the_type_of_the_tensors(tmp_path, types, dtype, expected
         saving.save(tmp_path / "kept", params, table, kept, dtype=dtype)
         assert json.loads((tmp_path / "kept/config.json").read_text()) == kept
         shutil.rmtree(tmp_path / "kept")
+
+
+@contextlib.contextmanager
+def small_files(most):
+    """The operating system refuses, for real, bytes of a file beyond some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, heard)
+
+
+@pytest.mark.parametrize("form", ["converted", "published"])
+def test_a_disk_that_refuses_is_told_in_one_sentence(tmp_path, form):
+    params, table = {"a": random(400, 400)}, Layout({"a": layout.leaf("a", (400, 400))})
+
+    def write():
+        if form == "converted":
+            converted.save(tmp_path / "to", params, {"model": "x"})
+        else:
+            saving.save(tmp_path / "to", params, table, {})
+
+    with (
+        small_files(100_000),
+        pytest.raises(UserError, match="to cannot be written: File too large; free space or"),
+    ):
+        write()
+    assert not list(tmp_path.iterdir())
+    write()
+
+
+def test_what_no_disk_refused_is_no_mistake_of_the_user(tmp_path, monkeypatch):
+    def save(*_, **__):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(converted.ocp.Checkpointer, "save", save)
+    with pytest.raises(ValueError, match="no such thing"):
+        converted.save(tmp_path / "to", {"a": random(2)}, {})
+    assert not list(tmp_path.iterdir())
