@@ -26,7 +26,7 @@ from typing import Any
 
 from experiments import cli
 from jepa.errors import UserError
-from jepa.interop import converted, loading, parameters, registry, saving, trained
+from jepa.interop import converted, loading, registry, saving, trained
 from jepa.interop.tensors import Tensors, folder
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -49,25 +49,28 @@ def convert(
         `experiments.export`.
       to: the directory to write, which must not exist.
       dtype: of what is written; that of the source when absent.
-      settings: what to know of a source without `config.json`.
+      settings: what a source without `config.json` does not say; on the way back, what
+        `config.json` is to say.
       like: directory of the model as which the source, a file of `experiments.export`, began.
 
     Returns:
       What `model.json` says (of the source, on the way back).
 
     Raises:
-      UserError: there is no such model, the source is not that model's, or `to` exists.
+      UserError: there is no such model, the source is not that model's, `to` exists, or a setting
+        has no use.
     """
     model, source, to = registry.model(name), Path(source), Path(to)
+    settings = settings or registry.Settings()
     if to.exists():
         raise UserError(f"{to} exists already; remove it, or choose another name")
     if like is not None:
-        return _publish_trained(model, source, Path(like), to, dtype)
+        return _publish_trained(model, source, Path(like), to, dtype, settings)
     if converted.is_converted(source):
-        return _publish(model, source, to, dtype)
+        return _publish(model, source, to, dtype, settings)
     tensors = model.open(source)
     if trained.is_run(tensors):
-        return _publish_run(model, tensors, to, dtype, settings or registry.Settings())
+        return _publish_run(model, tensors, to, dtype, settings)
     plan = model.plan_of(tensors, settings)
     params = loading.load(tensors, plan.layout, dtype=dtype)
     about = {
@@ -81,24 +84,30 @@ def convert(
     return about
 
 
-def _publish(model: registry.Model, source: Path, to: Path, dtype: str | None) -> dict[str, Any]:
+def _publish(
+    model: registry.Model, source: Path, to: Path, dtype: str | None, settings: registry.Settings
+) -> dict[str, Any]:
     """Writes a converted checkpoint in its published form."""
-    about = converted.about(source)
-    if about.get("model") != model.name:
-        raise UserError(f"{source} holds {about.get('model')!r}; say --model={about.get('model')}")
-    plan = model.plan(about["config"])
+    about = trained.about(model, source)
+    plan = trained.leaving(model, about["config"], about["fields"], settings, source)
     params, copies = converted.pending(source), _beside(model, source)
     saving.save(to, params, plan.layout, plan.config, dtype=dtype, copies=copies)
     return about
 
 
 def _publish_trained(
-    model: registry.Model, source: Path, like: Path, to: Path, dtype: str | None
+    model: registry.Model,
+    source: Path,
+    like: Path,
+    to: Path,
+    dtype: str | None,
+    settings: registry.Settings,
 ) -> dict[str, Any]:
     """Writes a network of a run in the published form of the model that it began as."""
-    plan, base = trained.frame(model, like)
-    params = trained.placed(parameters.load(source), base, source)
-    saving.save(to, params, plan.layout, plan.config, dtype=dtype, copies=_beside(model, like))
+    frame = trained.frame(model, like, settings)
+    params = trained.placed(*trained.read(source), frame, source, like)
+    plan, copies = frame[0], _beside(model, like)
+    saving.save(to, params, plan.layout, plan.config, dtype=dtype, copies=copies)
     return {"model": model.name, "parameters": _count(params)}
 
 
@@ -141,7 +150,8 @@ def _parse(argv: Sequence[str] | None) -> Any:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="what the weights do not say (encoder.heads=4); may be given several times",
+        help="what weights do not say (encoder.heads=4) or config.json is to (crop_size=384); "
+        "may be given several times",
     )
     parser.add_argument("--list", action="store_true", help="list the models and end")
     return parser.parse_args(argv)

@@ -10,6 +10,8 @@ from typing import Any
 
 from jepa.errors import UserError
 
+# Fields of modules that say how parameters begin, or no more than shapes do.
+_NO_FUNCTION = {"mask_token_init", "mlp_ratio"}
 _GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
@@ -18,6 +20,27 @@ def tuples(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {name: tuples(value) for name, value in content.items()}
     return tuple(map(tuples, content)) if isinstance(content, list | tuple) else content
+
+
+def of_module(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config's section as fields of modules, in which nothing is None instead of ()."""
+    return {name: None if value == () else value for name, value in section.items()}
+
+
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Returns the first field in which two networks of the same shapes are not the same function.
+
+    Args:
+      ours: fields of the one; only those that both have are compared.
+      theirs: of the other.
+
+    Returns:
+      The field's name and both values; None where they agree.
+    """
+    for name in sorted((ours.keys() & theirs.keys()) - _NO_FUNCTION):
+        if ours[name] != theirs[name]:
+            return name, ours[name], theirs[name]
+    return None
 
 
 class Config:

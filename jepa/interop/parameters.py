@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from jepa.errors import UserError
 from jepa.interop import converted, layout, loading, registry
-from jepa.interop.fields import tuples
+from jepa.interop.fields import of_module, tuples
 from jepa.interop.paths import locate
 from jepa.interop.tensors import open_tensors
 
@@ -180,14 +180,10 @@ def _networks(path: Path) -> dict[str, tuple[Mapping[str, Any], Callable[[], loa
     said = tuples(json.loads(tensors.metadata.get("fields", "{}")))
     if tensors.metadata.get("part") == "":
         return {
-            name: (_fields(said.get(name, {})), partial(found.__getitem__, name)) for name in found
+            name: (of_module(said.get(name, {})), partial(found.__getitem__, name))
+            for name in found
         }
-    return {ENCODER: (_fields(said), lambda: found)}
-
-
-def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config's section as fields of modules, in which nothing is None instead of ()."""
-    return {name: None if value == () else value for name, value in section.items()}
+    return {ENCODER: (of_module(said), lambda: found)}
 
 
 def _published(path: Path, config: Mapping[str, Any]) -> registry.Model:
