@@ -12,8 +12,10 @@ is compiled by libtpu; for GPUs (h100:64) it is traced, and memory and time are 
 the numbers mean.
 
 A program that does not fit is a result, unless `--spare=0.08` asks for a share of HBM to be left:
-the exit code is then 1 where one leaves less. It is 2 for what cannot be compiled at all: an
-unknown topology, no libtpu, a mesh that does not divide.
+the exit code is then 1 where one leaves less. So it is where `--mfu=0.5` asks for more than the
+roofline with communication not overlapped at all lets one reach. With `--all` both judge what
+`--only` and `--phase` name. The exit code is 2 for what cannot be compiled at all: an unknown
+topology, no libtpu, a mesh that does not divide.
 """
 
 from __future__ import annotations
@@ -39,6 +41,12 @@ ALL = flags.DEFINE_bool("all", False, "Every config of configs/pods.py on every 
 ONLY = flags.DEFINE_string("only", "", "With --all: those whose NAME@POD contains this.")
 RESULTS = flags.DEFINE_string("results", "docs/pods", "With --all: where results are kept.")
 SPARE = flags.DEFINE_float("spare", None, "Share of HBM to be left, or the exit code is 1.")
+MFU = flags.DEFINE_float(
+    "mfu",
+    None,
+    "MFU to be reached, or the exit code is 1: by the roofline with communication not overlapped "
+    "at all; of GPUs, whose communication is not counted, by that of the arithmetic alone.",
+)
 MARKDOWN = flags.DEFINE_string("markdown", None, "With --all: a document to put the table into.")
 
 
@@ -53,7 +61,7 @@ def main() -> int:
         print(precompile_report.table(entries))
         if MARKDOWN.value:
             precompile_report.write_markdown(Path(MARKDOWN.value), entries)
-        return _verdict(entries)
+        return _verdict(precompile_pods.chosen(entries, ONLY.value, PHASE.value))
     entries = _given()
     if len(MESH.value) > 1:
         print(precompile_report.table(entries))
@@ -63,19 +71,11 @@ def main() -> int:
 
 
 def _verdict(entries: Sequence[Any]) -> int:
-    """1 where a program leaves less than `--spare`, and says which; 0 otherwise."""
-    if SPARE.value is None:
-        return 0
-    short = [e for e in entries if not (e["memory"]["spare"] or -1.0) >= SPARE.value]
-    for entry in short:
-        name = f"{entry['config']} {entry['phase']}".strip()
-        share = entry["memory"]["spare"]
-        left = "it does not fit" if share is None or share < 0 else f"{100 * share:.1f} % is left"
-        print(
-            f"{name} on {entry['topology']}: {left}, and --spare asks for {100 * SPARE.value:g} %",
-            file=sys.stderr,
-        )
-    return 1 if short else 0
+    """1 where a program does less than `--spare` and `--mfu` ask for, and says which; else 0."""
+    wrong = list(precompile_report.faults(entries, SPARE.value, MFU.value))
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _given() -> list[dict[str, Any]]:

@@ -58,6 +58,7 @@ def run(results: Path, only: str, phases: Sequence[str]) -> list[dict[str, Any]]
     wanted = names(only)
     if not wanted:
         raise UserError(f"--only={only!r} names none of {', '.join(names())}")
+    _check_phases(wanted, phases)
     try:
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,12 +79,31 @@ def run(results: Path, only: str, phases: Sequence[str]) -> list[dict[str, Any]]
             if phase.name in missing:
                 told = f"{time.strftime('%H:%M:%S')}  {name} {phase.name}"
                 print(told, file=sys.stderr, flush=True)
-                text = json.dumps(precompile_program.run(job, prepared), indent=1)
-                write_atomically(path_of(results, name, phase.name), text + "\n")
+                write(path_of(results, name, phase.name), precompile_program.run(job, prepared))
     found = [
         read(results, name, phase) for name in names() for phase in plan(pods.get_config(name))
     ]
     return [entry for entry in found if entry is not None]
+
+
+def _check_phases(wanted: Sequence[str], phases: Sequence[str]) -> None:
+    plans = [plan(pods.get_config(name)) for name in wanted] if phases else []
+    known = list(dict.fromkeys(phase.name for each in plans for phase in each))
+    for phase in phases:
+        if phase not in known:
+            raise UserError(f"--phase={phase}: none of these configs has such a phase; of {known}")
+
+
+def chosen(
+    entries: Sequence[dict[str, Any]], only: str, phases: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns the results that `run` was asked for, of all that it returns; arguments as there."""
+    wanted = {f"{FILE}:{name}" for name in names(only)}
+    return [
+        entry
+        for entry in entries
+        if entry["config"] in wanted and (not phases or entry["phase"] in phases)
+    ]
 
 
 def plan(config: ConfigDict) -> tuple[Phase, ...]:
@@ -96,8 +116,21 @@ def path_of(results: Path, name: str, phase: str) -> Path:
     return results / f"{name}{'-' if phase else ''}{phase}.json"
 
 
+def write(path: Path, entry: dict[str, Any]) -> None:
+    """Keeps a result.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    write_atomically(path, json.dumps(entry, indent=1) + "\n")
+
+
 def read(results: Path, name: str, phase: Phase) -> dict[str, Any] | None:
-    """Returns the result of a phase; None where there is none, or of another config than now.
+    """Returns the result of a phase; None where there is none, or of another config or capacity of
+    a chip than now.
+
+    A result from before there were digests is taken for one of this config where its settings are
+    those of it, and is given the digest.
 
     Raises:
       UserError: the file is no result.
@@ -108,6 +141,15 @@ def read(results: Path, name: str, phase: Phase) -> dict[str, Any] | None:
     try:
         entry: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         wanted = precompile_program.settings(phase.config, entry["chips"])
-        return entry if all(entry[key] == value for key, value in wanted.items()) else None
+        alike = all(entry[key] == value for key, value in wanted.items())
+        chip = chips.topology(entry["topology"]).chip
+        alike = alike and entry["memory"]["capacity"] == chip.memory
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no result of precompile; delete it") from error
+    digest = precompile_program.digest(phase.config)
+    if not alike or entry.get("digest", digest) != digest:
+        return None
+    if "digest" not in entry:
+        entry["digest"] = digest
+        write(path, entry)
+    return entry

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,6 +34,14 @@ from jepa.training.ahead import Ahead, compile_ahead
 from jepa.training.prepare import Prepared, prepare
 
 Entry = dict[str, Any]
+
+# Of a config, what a compiled step does not depend on.
+_OF_THE_RUN = ("seed", "evaluation", "probe", "phases")
+_KEEPING = (
+    *("eval_every", "log_every", "log_records", "save_every"),
+    *("keep_last", "keep_best_metric", "keep_best_mode", "profile_steps"),
+)
+_READING = ("path", "mixture", "workers", "threads", "timeout", "max_bad_fraction", "split")
 
 
 class Outline:
@@ -138,6 +148,7 @@ def entry(job: Job, prepared: Prepared, found: Ahead) -> Entry:
         "topology": job.topology.name,
         "chips": job.mesh.size,
         **settings(prepared.phase.config, job.mesh.size),
+        "digest": digest(prepared.phase.config),
         "parameters": found.parameters,
         "trained": found.trained,
         "memory": {**dataclasses.asdict(found.memory), "spare": found.memory.spare},
@@ -157,10 +168,7 @@ def entry(job: Job, prepared: Prepared, found: Ahead) -> Entry:
 
 
 def settings(config: ConfigDict, devices: int) -> Entry:
-    """Returns what of a phase's config is chosen for a pod, or decides how much there is to do.
-
-    A result is that of a config as long as these agree.
-    """
+    """Returns what of a phase's config is chosen for a pod, or decides how much there is to do."""
     sizes = configs.mesh_sizes(config, devices)
     return {
         "mesh": {axis: size for axis, size in sizes.items() if size > 1},
@@ -173,6 +181,25 @@ def settings(config: ConfigDict, devices: int) -> Entry:
             name: part.remat for name, part in config.model.items() if hasattr(part, "remat")
         },
     }
+
+
+def digest(config: ConfigDict) -> str:
+    """Returns a hex digest of what of a resolved config a step is made of.
+
+    A result is that of a config as long as this and `settings` agree. Left out is what no step
+    knows: where data lie and how a host reads them, what is evaluated, when a run logs and saves.
+    """
+    parts: dict[str, Any] = json.loads(config.to_json())
+    data = parts["data"]
+    for section, apart in (
+        (parts, _OF_THE_RUN),
+        (parts["train"], _KEEPING),
+        (data, _READING),
+        (data["images"], _READING),
+    ):
+        for key in apart:
+            section.pop(key, None)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _libtpu() -> str:

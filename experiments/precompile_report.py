@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,28 @@ def _versions(entries: Sequence[Entry]) -> str:
         made.add(", ".join(f"{name} {entry['versions'][name]}" for name in names))
     dates = sorted({entry["date"] for entry in entries})
     return f"{' and '.join(sorted(made))}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
+
+
+def faults(entries: Sequence[Entry], spare: float | None, mfu: float | None) -> Iterator[str]:
+    """Yields what falls short of what is asked for, a line each.
+
+    Args:
+      entries: to be judged.
+      spare: share of HBM to be left; None for none.
+      mfu: to be reached by the roofline with communication not overlapped at all; None for none.
+    """
+    for entry in entries:
+        name = f"{entry['config']} {entry['phase']}".strip() + f" on {entry['topology']}"
+        share, roof = entry["memory"]["spare"], entry["roofline"]
+        if spare is not None and (share is None or not share >= spare):
+            fits = share is not None and share >= 0
+            left = f"{100 * share:.1f} % is left" if fits else "it does not fit"
+            yield f"{name}: {left}, and --spare asks for {100 * spare:g} %"
+        if mfu is not None and (roof is None or not roof["mfu_serial"] >= mfu):
+            found = (
+                "it has no roofline" if roof is None else f"MFU is {100 * roof['mfu_serial']:.1f} %"
+            )
+            yield f"{name}: {found}, and --mfu asks for {100 * mfu:g} %"
 
 
 def _line(cells: Sequence[str]) -> str:

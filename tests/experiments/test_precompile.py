@@ -84,13 +84,23 @@ def test_the_table_goes_between_the_marks_of_a_document(counted, tmp_path):
         precompile_report.write_markdown(path, [counted])
 
 
-def test_all_goes_on_where_it_stopped(monkeypatch, tmp_path):
-    ran = []
+@pytest.fixture
+def ran(monkeypatch):
+    """What `--all` compiles, by config and phase, in the place of compiling it."""
+    told = []
 
     def run(job, prepared):
-        ran.append((job.config, prepared.phase.name))
-        settings = precompile_program.settings(prepared.phase.config, 256)
-        return {"name": prepared.phase.name, "chips": 256, **settings}
+        config = prepared.phase.config
+        told.append((job.config.partition(":")[2], prepared.phase.name))
+        return {
+            "config": job.config,
+            "phase": prepared.phase.name,
+            "topology": job.topology.name,
+            "chips": 256,
+            "memory": {"capacity": job.topology.chip.memory},
+            **precompile_program.settings(config, 256),
+            "digest": precompile_program.digest(config),
+        }
 
     monkeypatch.setattr(precompile_program, "run", run)
     monkeypatch.setattr(
@@ -106,11 +116,15 @@ def test_all_goes_on_where_it_stopped(monkeypatch, tmp_path):
             ],
         ),
     )
+    return told
+
+
+def test_all_goes_on_where_it_stopped(ran, monkeypatch, tmp_path):
     name = "v_jepa_2_large@v5e_16x16"
     first = precompile_pods.run(tmp_path, name, ["cooldown"])
-    assert [entry["name"] for entry in first] == ["cooldown"]
+    assert [entry["phase"] for entry in first] == ["cooldown"]
     both = precompile_pods.run(tmp_path, name, [])
-    assert [entry["name"] for entry in both] == ["main", "cooldown"]
+    assert [entry["phase"] for entry in both] == ["main", "cooldown"]
     assert [phase for _, phase in ran] == ["cooldown", "main"]
     monkeypatch.setitem(
         pods._ON_PODS, (name[:14], name[15:]), {"cooldown": {"train.accumulate": 2}}
@@ -123,6 +137,91 @@ def test_all_goes_on_where_it_stopped(monkeypatch, tmp_path):
         precompile_pods.run(tmp_path, name, [])
     with pytest.raises(UserError, match="--only='nothing'"):
         precompile_pods.run(tmp_path, "nothing", [])
+    with pytest.raises(UserError, match=r"--phase=typo: .*\['main', 'cooldown'\]"):
+        precompile_pods.run(tmp_path, name, ["main", "typo"])
+
+
+def test_all_compiles_again_what_is_of_another_config(ran, monkeypatch, tmp_path):
+    name, path = "lejepa_huge@v6e_16x16", tmp_path / "lejepa_huge@v6e_16x16.json"
+    precompile_pods.run(tmp_path, name, [])
+    # A result from before there were digests is one of this config, and is given its digest.
+    entry = json.loads(path.read_text())
+    digest = entry.pop("digest")
+    path.write_text(json.dumps(entry))
+    assert precompile_pods.run(tmp_path, "v_jepa_2_large@v5e_16x16", ["main"])[-1] == entry | {
+        "digest": digest
+    }
+    assert json.loads(path.read_text())["digest"] == digest
+    assert ran == [(name, ""), ("v_jepa_2_large@v5e_16x16", "main")]
+    path.write_text(json.dumps(entry | {"memory": {"capacity": 1.0}}))
+    assert len(precompile_pods.run(tmp_path, "large@v5e", ["main"])) == 1
+    path.write_text(json.dumps(entry | {"digest": digest}))
+    # None of the settings that the table shows knows of this one.
+    overrides = pods._ON_PODS | {("lejepa_huge", "v6e_16x16"): {"dtype": "float32"}}
+    monkeypatch.setattr(pods, "_ON_PODS", overrides)
+    assert len(precompile_pods.run(tmp_path, "large@v5e", ["main"])) == 1
+    assert len(precompile_pods.run(tmp_path, name, [])) == 2
+    assert ran[2:] == [(name, "")]
+
+
+def test_a_digest_is_of_what_a_step_is_made_of():
+    def digest(path=None, value=None):
+        config = pods.get_config("vl_jepa@v5p_4x4x8")
+        if path is not None:
+            pods._set(config, path, value)
+        return precompile_program.digest(phases.plan(configs.resolve(config))[0].config)
+
+    first = digest()
+    assert len(first) == 64 and first == digest()
+    for path, value in {
+        "model.predictor.depth": 4,
+        "model.y_encoder.width": 128,
+        "data.text_length": 16,
+        "optimizer.name": "muon",
+        "dtype": "float32",
+    }.items():
+        assert digest(path, value) != first, path
+    for path, value in {"seed": 1, "data.workers": 2, "train.save_every": 7}.items():
+        assert digest(path, value) == first, path
+
+
+def test_what_falls_short_of_what_is_asked_for(counted):
+    def faults(share, reached, spare=None, mfu=None):
+        roofline = None if reached is None else {**counted["roofline"], "mfu_serial": reached}
+        memory = {**counted["memory"], "spare": share}
+        entry = {**counted, "memory": memory, "roofline": roofline}
+        told = precompile_report.faults([entry], spare, mfu)
+        return [line.removeprefix("small on h100:8: ") for line in told]
+
+    assert faults(0.08, 0.5, spare=0.08, mfu=0.5) == faults(0.01, 0.1) == []
+    assert faults(0.01, 0.4, spare=0.08, mfu=0.5) == [
+        "1.0 % is left, and --spare asks for 8 %",
+        "MFU is 40.0 %, and --mfu asks for 50 %",
+    ]
+    assert faults(0.01, 0.4, mfu=0.3) == []
+    for share in (None, -0.2):
+        assert faults(share, None, spare=0.0, mfu=0.1) == [
+            "it does not fit, and --spare asks for 0 %",
+            "it has no roofline, and --mfu asks for 10 %",
+        ]
+
+
+def test_all_judges_what_it_was_asked_for_and_shows_everything(counted, tmp_path):
+    for name in ("v_jepa_2_large", "v_jepa_2_huge"):
+        name = f"{name}@h100_64"
+        for phase in precompile_pods.plan(pods.get_config(name)):
+            own = {"config": f"configs/pods.py:{name}", "phase": phase.name, "chips": 64}
+            own |= precompile_program.settings(phase.config, 64)
+            own["digest"] = precompile_program.digest(phase.config)
+            precompile_pods.write(
+                precompile_pods.path_of(tmp_path, name, phase.name), {**counted, **own}
+            )
+    code, told, errors = command(
+        "--all", f"--results={tmp_path}", "--only=large@h100", "--phase=main", "--spare=1.1"
+    )
+    assert code == 1 and len(told.splitlines()) == 5
+    (line,) = errors.splitlines()
+    assert line.startswith("configs/pods.py:v_jepa_2_large@h100_64 main on h100:8: ")
 
 
 @pytest.mark.parametrize("name", pods.CONFIGS)
