@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import jax
@@ -146,6 +147,25 @@ def test_what_another_process_cannot_read_counts_as_damaged(three, monkeypatch, 
     with caplog.at_level(logging.WARNING, logger="jepa"):
         assert three.restore_latest(shapes(state())).step == 2
     assert "is damaged (process 1 (host-b) of 2: it is torn)" in caplog.text
+
+
+def test_of_several_processes_one_that_fails_waits_for_no_other(three, monkeypatch):
+    never, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(module.hosts, "count", lambda: 2)
+    monkeypatch.setattr(module.hosts, "barrier", lambda what: pytest.fail(what))
+    assert three.last_in_words() == "The last checkpoint is step 3."
+    monkeypatch.setattr(module, "_SETTLE", 0.1)
+    with monkeypatch.context() as patch:  # a save that waits for the others' parts
+        patch.setattr(three._manager, "wait_until_finished", never.wait)
+        patch.setattr(three._manager, "close", ended.set)
+        patch.setattr(three, "steps", lambda: [1, 2, 3, 4])
+        assert three.last_in_words() == "The last checkpoint is step 3."
+        three.close()
+        assert not ended.is_set()
+        never.set()
+        assert three.last_in_words() == "The last checkpoint is step 3."
+        three.close()
+        assert ended.is_set()
 
 
 def test_the_best_is_known_and_kept_after_a_restart(tmp_path):
