@@ -252,14 +252,14 @@ def test_features_stand_in_for_clips_where_they_are_computed_once():
     given = ConfigDict(pods.get_config("vl_jepa@h100_64"))
     given.model.x_encoder.cache_features = True
     given.model.x_encoder.update(width=24, depth=1, heads=2)
-    first = phases.plan(configs.resolve(given))[0]
-    spec = outline.step_spec(first, outline.method(first))
-    # 256 tokens of an image of 256 pixels.
-    assert spec["video"]["features"].shape == (24_576, 256, 24)
+    second = phases.plan(configs.resolve(given))[1]
+    spec = outline.step_spec(second, outline.method(second))
+    # Four times 256 tokens of 8 frames of 256 pixels.
+    assert spec["video"]["features"].shape == (12_288, 1024, 24)
     given.model.x_encoder.cache_features = False
-    first = phases.plan(configs.resolve(given))[0]
-    spec = outline.step_spec(first, outline.method(first))
-    assert spec["video"].shape == (24_576, 1, 256, 256, 3)
+    second = phases.plan(configs.resolve(given))[1]
+    spec = outline.step_spec(second, outline.method(second))
+    assert spec["video"].shape == (12_288, 8, 256, 256, 3)
 
 
 @pytest.mark.parametrize(
