@@ -56,7 +56,10 @@ STAGES: dict[str, dict[str, Any]] = {
             "frames": 1,
             # Not stated: how often each set is drawn. Here by their sizes.
             "mixture": (("data/datacomp_1b", 0.93), ("data/yfcc100m", 0.07)),
+            "caption_weights": {},  # all alike
         },
+        # 512 KiB an image: 640 TB for these samples, were each image read twice.
+        "model": {"x_encoder": {"cache_features": False}},
         # Not stated: whether there is a warm-up. New projections and a new head meet pretrained
         # towers, whose first gradients would be noise at the full rate.
         "optimizer": {"warmup_steps": 2_000},
@@ -65,6 +68,8 @@ STAGES: dict[str, dict[str, Any]] = {
         "steps": 60_000,
         "train": {"global_batch": 12_288},
         "data": {"frames": 8, **_ACTION100M},
+        # The rate of the stage before goes on.
+        "optimizer": {"warmup_steps": 0},
     },
     "stage_3": {
         "steps": 10_000,
@@ -102,6 +107,7 @@ STAGES: dict[str, dict[str, Any]] = {
                 ("data/plm_classes", 1.8),
                 ("data/action100m", 3.0),
             ),
+            "caption_weights": {},
             "tasks": {"caption": 1.0, "question": 1.0},
             "query_length": 512,
             "caption_query": (),  # those of each dataset
@@ -180,8 +186,8 @@ def _model() -> ConfigDict:
         remat="full",
         weights=WEIGHTS["x_encoder"],
         frozen=True,
-        # 512 KiB an image, 2 MiB a clip of 8 frames: ten million clips take 20 TB, and free room is
-        # checked first. False where there is none: stage 1 reads each image about twice.
+        # Of stage 2 and SFT, 2 MiB a clip of 8 frames: ten million clips take 21 TB, and free room
+        # is checked first. False where there is none.
         cache_features=True,
     )
     sizes = {**LLAMAS["llama-3.2-1b"], "depth": LAYERS[1] - LAYERS[0], "vocab": VOCAB}

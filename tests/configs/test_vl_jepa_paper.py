@@ -1,5 +1,8 @@
 """The paper's stages of VL-JEPA: built as shapes alone, and counted against its arithmetic."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +20,7 @@ from jepa.training import config as configs
 from jepa.training import metrics, phases, prepare, video_features
 from jepa.training.optimizer import split
 
+DOCS = Path(__file__).parents[2] / "docs/vl_jepa.md"
 # As published, where they differ from the defaults of their types.
 LLAMA = {
     "model_type": "llama",
@@ -116,8 +120,50 @@ def test_only_stage_3_trains_the_x_encoder(stages):
     assert set(found.values()) == {0}
     for name, stage in stages.items():
         cached = video_features.tower_of(stage.method) is not None
-        assert cached == (name != "stage_3")
+        assert cached == (name in ("stage_2", "sft"))
         DataConfig.parse(stage.phase.config.data).check_one_view("features are kept")
+
+
+def test_what_is_kept_of_the_x_encoder_is_as_large_as_the_docs_say(stages):
+    """Tokens times width times two bytes. How many clips there are, a config does not say."""
+    said = " ".join(DOCS.read_text().split())
+    for name, clips, words in (
+        ("stage_1", None, "{samples:.2f} billion | {room:.0f} TB, were each image read twice"),
+        ("stage_2", 147e6, "{samples:.3f} billion | {room:.0f} TB for the 147 million segments"),
+        ("sft", 32.6e6, "{samples:.3f} billion | {room:.0f} TB for 32.6 million examples"),
+    ):
+        config, tower = stages[name].phase.config, stages[name].method.x_encoder
+        samples = config.train.steps * config.train.global_batch
+        assert config.model.x_encoder.cache_dtype == "float16"
+        each = 2 * tower.width * int(np.prod(tower.grid(config.data.frames, 256, 256)))
+        kept = f"{each // 2**10} KiB" if each < 2**20 else f"{each // 2**20} MiB"
+        room = (clips or samples / 2) * each / 1e12
+        assert f"| `{name}` | {kept} | {words.format(samples=samples / 1e9, room=room)}" in said
+    millions = sum(weight for _, weight in stages["sft"].phase.config.data.mixture)
+    assert millions == pytest.approx(32.6)
+
+
+def test_every_choice_that_the_docs_name_is_a_key():
+    config = paper.get_config()
+    rows = DOCS.read_text().partition("| open | key |")[2].partition("\n\n")[0].splitlines()[2:]
+    asked = []
+    for row in rows:
+        said, key = row.split("|")[2], ""
+        for name in re.findall("`([^`]+)`", said):
+            if name == "LAYERS":
+                assert config.model.predictor.layers == paper.LAYERS
+                continue
+            key = key.rpartition(".")[0] + name if name.startswith(".") else name
+            stages = range(4) if said.strip().endswith("of a stage") else [None]
+            asked += [key if i is None else f"phases[{i}].{key}" for i in stages]
+    assert len(asked) > len(rows) > 20
+    for key in asked:
+        # As a flag finds it: a KeyError names what is not there.
+        value = config_path.get_value(key, config)
+        if not isinstance(value, dict):
+            config_path.set_value(key, config, value)
+    warmups = [phase["optimizer"]["warmup_steps"] for phase in config.phases]
+    assert "; ".join(f"{steps:,}" for steps in warmups) in DOCS.read_text()
 
 
 def test_as_many_samples_as_in_the_paper(stages):
