@@ -96,8 +96,8 @@ def rate(chip: Chip, mesh: Mesh, axes: str) -> float:
     """Returns the bytes/s that a TPU can send along mesh axes.
 
     Its links go along the dimensions of the torus, a pair along each. A group of chips that differ
-    in one of two dimensions has half of them. Every dimension is taken for a ring, which is too good,
-    by about two, for a group that spans a part of one (docs/pods.md).
+    in one of two dimensions has half of them. Every dimension is taken for a ring, which is too
+    good, by about two, for a group that spans a part of one (docs/pods.md).
 
     Args:
       chip: whose `link` is that of all of them.
