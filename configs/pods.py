@@ -44,8 +44,7 @@ _EVERYWHERE: dict[str, dict[str, Any]] = {
     "v_jepa_2_huge": {"mesh.fsdp": 8},
     "v_jepa_2_giant": {"mesh.fsdp": 8},
     "lejepa_huge": {"mesh.fsdp": 16},
-    # Caches of tens and hundreds of TB are not taken for granted: the frozen X-encoder runs in every
-    # step.
+    # Caches of hundreds of TB are not taken for granted: the frozen X-encoder runs in every step.
     "vl_jepa": {"mesh.fsdp": 16, "model.x_encoder.cache_features": False},
 }
 # What it needs on a pod besides.
