@@ -313,6 +313,9 @@ def test_the_side_of_v_jepa_2_s_frames_is_never_guessed(models, tmp_path, monkey
     assert converted.about(directory / "converted")["config"]["crop_size"] is None
     with pytest.raises(UserError, match="do not say crop_size.*say it with --set crop_size="):
         convert.convert("v_jepa_2", directory / "converted", tmp_path / "theirs")
+    said = Settings(values={"crop_size": 384})
+    convert.convert("v_jepa_2", directory / "converted", tmp_path / "theirs", settings=said)
+    assert VJEPA2Config.from_pretrained(tmp_path / "theirs").crop_size == 384
     # Nor where a network of a run is put into the frame of such a file.
     monkeypatch.setitem(HEADS_BY_WIDTH, WIDTH, HEADS)
     with pytest.raises(UserError, match="do not say crop_size"):
@@ -320,7 +323,7 @@ def test_the_side_of_v_jepa_2_s_frames_is_never_guessed(models, tmp_path, monkey
     settings = Settings(values={**SETTINGS["v_jepa_2"], "crop_size": "wide"})
     with pytest.raises(UserError, match="crop_size is 'wide'; it must be a positive whole number"):
         convert.convert("v_jepa_2", directory / "published.pt", tmp_path / "a", settings=settings)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 def test_the_context_encoder_when_asked_for(models, tmp_path):
