@@ -5,6 +5,7 @@ What `transformers` writes beyond that (dropout, names, versions) does not chang
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,18 @@ class Config:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"config.json: {key} is {value!r}; it must be a positive whole number")
         return value
+
+    def ratio(self, key: str) -> float:
+        """Returns a positive number.
+
+        Raises:
+          UserError: it is absent or something else.
+        """
+        value = self._content.get(key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value is None or not 0 < value < math.inf:
+            raise UserError(f"config.json: {key} is {value!r}; it must be a positive number")
+        return float(value)
 
     def must(self, key: str, *allowed: Any) -> None:
         """Checks that a key has a value that our modules compute.

@@ -206,7 +206,7 @@ def _hidden(config: Config, dino: bool, gated: bool) -> int:
     """The hidden width of an MLP; DINOv2's gated ones keep two thirds, in eights."""
     if not dino:
         return config.number("intermediate_size")
-    hidden = int(config.number("hidden_size") * config["mlp_ratio"])
+    hidden = int(config.number("hidden_size") * config.ratio("mlp_ratio"))
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
 
 

@@ -18,12 +18,16 @@ from jepa.errors import UserError
 from jepa.interop import layout as parts
 from jepa.interop.layout import Leaf
 from jepa.interop.registry import Settings
+from jepa.interop.sections import section
 from jepa.interop.tensors import Tensors
 
 Fields = dict[str, Any]
 # In the order of preference: what the authors evaluate is the moving average.
 ENCODERS = ("target_encoder", "ema_encoder", "encoder")
 PREDICTOR = "predictor"
+# What a section of a `config.json` of ours must say of each.
+ENCODER_FIELDS = ("width", "depth", "heads", "mlp_ratio", "patch", "tubelet")
+PREDICTOR_FIELDS = ("features", "width", "depth", "heads", "mlp_ratio", "mask_tokens")
 # Branches that hold no network: the optimizer's memory and loss scaling.
 _OTHERS = ("opt", "scaler")
 # Heads of V-JEPA 2's and 2.1's sizes by their width (see `models.vit.VITS`).
@@ -150,22 +154,26 @@ def _count(tensors: Tensors, prefix: str) -> int:
     return sum(1 for name in tensors if pattern.fullmatch(name))
 
 
-def settle(config: dict[str, Any], settings: Settings, heads: Sequence[str]) -> dict[str, Any]:
-    """Puts in what the user says and the file cannot; the number of heads must then be known.
+def settle(config: dict[str, Any], settings: Settings, needed: Sequence[str]) -> dict[str, Any]:
+    """Puts in what the user says and the file cannot; what is needed must then be known.
 
     Raises:
-      UserError: it is not.
+      UserError: it is not, or cannot be that.
     """
     settled = settings.apply(config)
-    for path in heads:
+    for path in needed:
         value: Any = settled
         for name in path.split("."):
-            value = value.get(name, {}) if isinstance(value, Mapping) else None
+            value = value.get(name) if isinstance(value, Mapping) else None
         if value is None:
+            example = "[6,12,18,24]" if path.endswith("taps") else "NUMBER"
             raise UserError(
-                "this width is none of the published models', so its number of heads cannot be "
-                f"told; say it with --set {path}=NUMBER"
+                f"these sizes are none of the published models', so {path} cannot be told; say it "
+                f"with --set {path}={example}"
             )
+    for name in ("encoder", PREDICTOR):
+        if name in settled:
+            section(settled, name, (), "--set")
     return settled
 
 

@@ -19,6 +19,7 @@ from jepa.interop import meta
 from jepa.interop.fields import Config
 from jepa.interop.layout import Layout, Leaf
 from jepa.interop.registry import Model, Plan, Settings
+from jepa.interop.sections import section
 from jepa.interop.sentence import TOKENIZER
 from jepa.interop.tensors import INDEX, SINGLE, Tensors, open_tensors
 
@@ -66,14 +67,22 @@ def _infer(tensors: Tensors, settings: Settings) -> Plan:
         "normalise": True,
         "eps": 1e-5,
     }
+    if settings.branch:
+        raise UserError(f"--branch={settings.branch}: {tensors.path} has one tower; leave it out")
+    if width % _HEAD and "tower.heads" not in settings.values:
+        raise UserError(
+            f"heads of {_HEAD}, as all published ones, do not divide a width of {width}; say --set "
+            "tower.heads=NUMBER"
+        )
     config = settings.apply({"model_type": _TYPE, "tower": fields})
     return _made(config, prefix, (_IGNORED,))
 
 
 def _made(config: Mapping[str, Any], prefix: str, ignored: tuple[str, ...]) -> Plan:
-    fields = dict(config["tower"])
+    needed = ("vocab", "width", "depth", "heads", "max_length", "mlp_ratio")
+    fields = dict(section(config, "tower", needed))
     width, heads = fields["width"], fields["heads"]
-    if not isinstance(heads, int) or heads < 1 or width % heads:
+    if width % heads:
         raise UserError(
             f"{heads} heads do not divide a width of {width}; say --set tower.heads=NUMBER"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Settings:
         """Returns a config with the values in their places.
 
         Raises:
-          UserError: there is no such key.
+          UserError: there is no such key, or it is of another type.
         """
         settled = copy.deepcopy(dict(config))
         for path, value in self.values.items():
@@ -60,8 +61,24 @@ class Settings:
             if not isinstance(section, dict) or name not in section:
                 keys = ", ".join(section) if isinstance(section, dict) else ", ".join(settled)
                 raise UserError(f"--set {path}: there is no such key; there are {keys}")
+            # What of a section may be absent is checked with it.
+            if not _alike(section[name], value) and not (parents and value is None):
+                raise UserError(
+                    f"--set {path}={value!r}: it must be of the kind of {section[name]!r}"
+                )
             section[name] = value
         return settled
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Returns whether a value can take the place of another, as far as their types tell."""
+    if old is None:
+        return True
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) and isinstance(new, bool)
+    if isinstance(old, float):
+        return isinstance(new, int | float) and math.isfinite(new)
+    return isinstance(new, list | tuple if isinstance(old, list | tuple) else type(old))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jepa.interop import layout as parts
 from jepa.interop.fields import Config, tuples
 from jepa.interop.layout import Layout, Leaf
 from jepa.interop.registry import Model, Plan, Settings
+from jepa.interop.sections import section
 from jepa.interop.tensors import Tensors
 
 _V_JEPA, _I_JEPA = "v_jepa", "i_jepa"
@@ -39,15 +40,22 @@ def _made(
 ) -> Plan:
     kind = config["model_type"]
     flat, form = kind == _I_JEPA, _FORMS[kind]
-    fields = {"encoder": tuples(config["encoder"])}
+    needed = (*meta.ENCODER_FIELDS, "positions", "table_grid")
+    fields = {"encoder": tuples(section(config, "encoder", needed))}
     grid = fields["encoder"]["table_grid"]
+    if grid is None or fields["encoder"]["positions"] != form:
+        raise UserError(
+            f"encoder.table_grid is {grid} and encoder.positions "
+            f"{fields['encoder']['positions']!r}; the model has a grid, with {form!r}"
+        )
     derived: dict[str, Callable[[], np.ndarray]] = {
         f"{encoder}pos_embed": tables.maker(grid, fields["encoder"]["width"], form)
     }
     of_encoder = meta.encoder(fields["encoder"], encoder, flat=flat)
     leaves: dict[str, Leaf] = parts.under("encoder", of_encoder)
     if "predictor" in config and predictor is not None:
-        of = fields["predictor"] = tuples(config["predictor"])
+        said = section(config, "predictor", meta.PREDICTOR_FIELDS)
+        of = fields["predictor"] = tuples(said)
         inputs = fields["encoder"]["width"]
         of_predictor = meta.predictor(of, predictor, inputs, single=flat)
         leaves.update(parts.under("predictor", of_predictor))

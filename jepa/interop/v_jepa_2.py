@@ -95,7 +95,7 @@ def _encoder(config: Config, prefix: str) -> tuple[dict[str, Any], dict[str, Lea
     width, depth = config.number("hidden_size"), config.number("num_hidden_layers")
     heads, patch = config.number("num_attention_heads"), config.number("patch_size")
     tubelet = config.number("tubelet_size")
-    hidden = _hidden(width, config["mlp_ratio"])
+    hidden = _hidden(width, config.ratio("mlp_ratio"))
     fields = {
         "width": width,
         "depth": depth,
@@ -125,7 +125,7 @@ def _predictor(config: Config, prefix: str) -> tuple[dict[str, Any], dict[str, L
         config.number("pred_num_attention_heads"),
     )
     tokens = config.number("pred_num_mask_tokens")
-    hidden = _hidden(width, config["pred_mlp_ratio"])
+    hidden = _hidden(width, config.ratio("pred_mlp_ratio"))
     fields = {
         "features": features,
         "width": width,

@@ -17,6 +17,7 @@ from jepa.interop import meta
 from jepa.interop.fields import Config, tuples
 from jepa.interop.layout import Layout, Leaf
 from jepa.interop.registry import Model, Plan, Settings
+from jepa.interop.sections import section
 from jepa.interop.tensors import Tensors
 
 _TYPE = "v_jepa_2_1"
@@ -39,12 +40,15 @@ def _plan(config: Mapping[str, Any]) -> Plan:
 def _made(
     config: Mapping[str, Any], encoder: str, predictor: str | None, ignored: tuple[str, ...]
 ) -> Plan:
-    fields = {"encoder": tuples(config["encoder"])}
+    fields = {"encoder": tuples(section(config, "encoder", (*meta.ENCODER_FIELDS, "taps")))}
+    taps, depth = fields["encoder"]["taps"], fields["encoder"]["depth"]
+    if taps[-1] != depth:
+        raise UserError(f"encoder.taps is {list(taps)}; its last must be the last layer, {depth}")
     leaves: dict[str, Leaf] = parts.under("encoder", meta.encoder(fields["encoder"], encoder))
     if "predictor" in config and predictor is not None:
-        fields["predictor"] = tuples(config["predictor"])
+        fields["predictor"] = tuples(section(config, "predictor", meta.PREDICTOR_FIELDS))
         deep = bool(fields["predictor"].get("embed_hidden"))
-        levels = len(fields["encoder"]["taps"]) if deep else 1
+        levels = len(taps) if deep else 1
         inputs = levels * fields["encoder"]["width"]
         of_part = meta.predictor(fields["predictor"], predictor, inputs)
         leaves.update(parts.under("predictor", of_part))

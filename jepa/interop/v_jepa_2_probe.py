@@ -22,6 +22,7 @@ from jepa.interop import meta
 from jepa.interop.fields import Config
 from jepa.interop.layout import Layout, Leaf
 from jepa.interop.registry import Model, Plan, Settings
+from jepa.interop.sections import section
 from jepa.interop.tensors import Tensors, open_tensors
 
 _TYPE, PART = "v_jepa_2_probe", "probe"
@@ -89,9 +90,9 @@ def _chosen(tensors: Tensors, branch: str | None) -> tuple[str | None, str]:
 
 
 def _made(config: Mapping[str, Any], prefix: str, ignored: tuple[str, ...]) -> Plan:
-    fields, width = dict(config["probe"]), config["width"]
-    heads = fields["heads"]
-    if not isinstance(heads, int) or heads < 1 or width % heads:
+    fields = dict(section(config, "probe", ("classes", "depth", "heads", "mlp_ratio")))
+    width, heads = Config(config, _TYPE, {}).number("width"), fields["heads"]
+    if width % heads:
         raise UserError(f"--set probe.heads={heads}: it must divide the width, {width}")
     pooler = f"{prefix}pooler."
     cross = f"{pooler}cross_attention_block"
