@@ -26,6 +26,7 @@ from jepa.data import storage
 from jepa.errors import UserError
 from jepa.evaluation import results
 from jepa.interop import parameters
+from jepa.methods import text_towers
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import metrics, phases, workdir
@@ -35,6 +36,9 @@ TO = flags.DEFINE_string("to", None, "File to write (safetensors).")
 PART = flags.DEFINE_string(
     "part", "encoder", "Which part of the parameters, a path; all when empty."
 )
+
+# Path of VL-JEPA's text tower in the parameters; the config names it without listing its fields.
+TOWER = "y_encoder/tower"
 
 
 def main(
@@ -80,15 +84,31 @@ def main(
             raise UserError(f"--part={part}: the parameters have {', '.join(sorted(params))}")
         branch = branch[name]
     about = {"method": config.method, "step": str(restored.step), "part": part}
-    fields = here.model.get(part) if part else here.model
-    if hasattr(fields, "items"):
-        about["fields"] = json.dumps(workdir.plain(fields))
+    fields = fields_of(here.model, part)
+    if fields is not None:
+        about["fields"] = json.dumps(fields)
     seconds = results.training(results.history(directory), phases.batch_at(config)).get("seconds")
     if seconds is not None:
         about["seconds"] = str(seconds)
     with storage.storing(Path(out)):
         parameters.save(out, jax.device_get(branch), about)
     print(f"{part or 'all'} of step {restored.step}, {metrics.count(branch):,} parameters: {out}")
+
+
+def fields_of(model: ConfigDict, part: str) -> dict[str, Any] | None:
+    """Returns what a file says of how its networks are built; None of a part without fields.
+
+    Args:
+      model: the section of the config.
+      part: path of a branch of the parameters; all of them when empty.
+    """
+    if part == TOWER:
+        return text_towers.fields_of(model.y_encoder)
+    found = model.get(part) if part else model
+    if not hasattr(found, "items"):
+        return None
+    plain: dict[str, Any] = workdir.plain(found)
+    return plain
 
 
 def _from_flags() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from jepa.errors import UserError
 
-# Fields of modules that say how parameters begin, or no more than shapes do.
-_NO_FUNCTION = {"mask_token_init", "mlp_ratio"}
+# Fields of modules that say how parameters begin, or no more than shapes do. How long texts may be
+# is in the shape of a table of positions, and without one changes nothing.
+_NO_FUNCTION = {"mask_token_init", "mlp_ratio", "max_length"}
 _GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 

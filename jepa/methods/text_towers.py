@@ -19,6 +19,8 @@ from jepa.models.text import PE_TEXTS, TextTransformer
 SCRATCH = "transformer"
 MINILM = "minilm"
 _WEIGHTS = "config.model.y_encoder.weights"
+# Fields of modules that say how they are computed.
+_NO_FUNCTION = ("dtype", "param_dtype", "remat", "scan", "parent", "name")
 # Tokenizers know a few tokens (of images, of tools) that stand in no text and in no table, and
 # tables a few that no tokenizer gives.
 _SPARE = 8
@@ -81,6 +83,16 @@ def make(config: ConfigDict, types: Mapping[str, Any]) -> TextTower:
         fields["dense_width"] = None
     made: TextTower = published.module(**fields, remat=config.remat, **types)
     return made
+
+
+def fields_of(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields of the tower that the section `model.y_encoder` describes.
+
+    Those that change neither parameters nor function are left out.
+    """
+    tower = make(config, {})
+    names = (field.name for field in dataclasses.fields(tower))
+    return {name: getattr(tower, name) for name in names if name not in _NO_FUNCTION}
 
 
 def weights(config: ConfigDict, tower: TextTower) -> dict[str, Any] | None:

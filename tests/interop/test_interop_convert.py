@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import text_models
 
-from experiments import convert
+from experiments import convert, export
 from jepa.errors import UserError
 from jepa.interop import (
     converted,
@@ -22,10 +22,13 @@ from jepa.interop import (
     registry,
     saving,
     sentence,
+    starting,
     trained,
 )
 from jepa.interop import v_jepa_2 as v_jepa_2_files
 from jepa.interop.registry import Settings
+from jepa.methods import text_towers
+from jepa.methods.vl_jepa import default_model
 
 
 def test_a_file_brings_what_its_directory_holds(tmp_path):
@@ -164,3 +167,28 @@ def test_paths_of_a_command_line_begin_where_one_stands(v_jepa_2, tmp_path, monk
     assert about["fields"]["encoder"]["width"] == 24
     loaded = load_weights("converted", part="encoder")
     np.testing.assert_array_equal(loaded["norm"]["bias"], params["encoder"]["norm"]["bias"])
+
+
+def test_a_text_tower_leaves_with_what_it_is(tmp_path):
+    """Near-sighted layers have no shape; `experiments.export` says how far they see."""
+    model = default_model()
+    for name, published in text_towers.TOWERS.items():
+        model.y_encoder.tower = name
+        said = json.loads(json.dumps(export.fields_of(model, "y_encoder/tower")))
+        assert published.module(**said) == published.module(**published.fields)
+    model.y_encoder.update(tower="embedding_gemma", dense_layers=False)
+    assert export.fields_of(model, "y_encoder/tower")["dense_width"] is None
+    assert export.fields_of(model, "x_encoder")["rope"] == model.x_encoder.rope
+    assert export.fields_of(model, "")["predictor"]["heads"] == 4
+    assert export.fields_of(model, "y_encoder/head") is None
+
+    published = tmp_path / "published"
+    text_models.save_gemma(published, text_models.gemma(layers=1), text_models.maps())
+    plan, tree = trained.frame(registry.model("embedding_gemma"), published)
+    fields = {**plan.fields["tower"], "max_length": 7}
+    file = exported(tmp_path / "a.safetensors", starting.read(tree["tower"]), fields)
+    convert.convert("embedding_gemma", file, tmp_path / "out", like=published)
+    assert hugging.tensors(tmp_path / "out") == hugging.tensors(published)
+    exported(file, starting.read(tree["tower"]), {**fields, "window": 5})
+    with pytest.raises(UserError, match="trained with window=5, and the tower of .* made with "):
+        convert.convert("embedding_gemma", file, tmp_path / "no", like=published)
