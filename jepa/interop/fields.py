@@ -39,6 +39,7 @@ def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str,
     Returns:
       The field's name and both values; None where they agree.
     """
+    ours, theirs = of_module(ours), of_module(theirs)
     for name in sorted((ours.keys() & theirs.keys()) - _NO_FUNCTION):
         if ours[name] != theirs[name]:
             return name, ours[name], theirs[name]

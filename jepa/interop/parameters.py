@@ -136,8 +136,8 @@ def load_into(
     if part not in networks:
         raise UserError(f"{key}={path} holds {', '.join(networks)} and no {part}")
     said, find = networks[part]
-    found = find()
-    for name, value in fields.items():
+    found, said = find(), of_module(said)
+    for name, value in of_module(fields).items():
         if name in said and said[name] != value:
             raise UserError(
                 f"{key}={path} was made with {name}={said[name]!r} and the config says {value!r}; "
@@ -179,11 +179,8 @@ def _networks(path: Path) -> dict[str, tuple[Mapping[str, Any], Callable[[], loa
     found = loading.pending(tensors, layout.Layout(leaves))
     said = tuples(json.loads(tensors.metadata.get("fields", "{}")))
     if tensors.metadata.get("part") == "":
-        return {
-            name: (of_module(said.get(name, {})), partial(found.__getitem__, name))
-            for name in found
-        }
-    return {ENCODER: (of_module(said), lambda: found)}
+        return {name: (said.get(name, {}), partial(found.__getitem__, name)) for name in found}
+    return {ENCODER: (said, lambda: found)}
 
 
 def _published(path: Path, config: Mapping[str, Any]) -> registry.Model:

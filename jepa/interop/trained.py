@@ -15,7 +15,7 @@ from typing import Any
 
 from jepa.errors import UserError
 from jepa.interop import converted, layout, loading, parameters
-from jepa.interop.fields import difference, of_module, tuples
+from jepa.interop.fields import difference, tuples
 from jepa.interop.layout import Layout
 from jepa.interop.loading import Tree
 from jepa.interop.registry import Model, Plan, Settings
@@ -117,7 +117,7 @@ def read(path: Path) -> tuple[Tree, dict[str, Any]]:
         )
     path = path.absolute()
     said = tuples(json.loads(parameters.about(path).get("fields", "{}")))
-    return parameters.load(path), of_module(said)
+    return parameters.load(path), said
 
 
 def placed(
@@ -203,6 +203,6 @@ def whole(model: Model, tensors: Tensors, settings: Settings) -> tuple[Plan, Tre
         if value is None:
             raise UserError(f"{path} does not say {key}; say it with --set {key}=VALUE")
     ours = Layout({name: layout.leaf(name, tensors.shape(name)) for name in tensors})
-    fields = {name: of_module(said.get(name, {})) for name in loading.unflatten(ours.leaves)}
+    fields = {name: said.get(name, {}) for name in loading.unflatten(ours.leaves)}
     plan = leaving(model, described, fields, settings, path)
     return plan, loading.pending(tensors, ours)

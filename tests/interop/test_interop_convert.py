@@ -100,6 +100,16 @@ def test_another_function_of_the_same_shapes_is_no_part_of_a_model(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("taps", [(), (1,)])
+def test_an_encoder_without_taps_begins_one_without(tmp_path, taps):
+    """A config says (), a file of `experiments.export` [], and a field may be None."""
+    file = exported(tmp_path / "a.safetensors", {"a": np.ones(2)}, {**OURS, "taps": list(taps)})
+    found = parameters.load_into(file, {"a": np.zeros(2)}, {"taps": taps}, "config.weights")
+    np.testing.assert_array_equal(starting.read(found)["a"], np.ones(2))
+    with pytest.raises(UserError, match="was made with taps="):
+        parameters.load_into(file, {"a": np.zeros(2)}, {"taps": (2,)}, "config.weights")
+
+
 def test_taps_and_pixels_are_compared_too(tmp_path):
     """Of V-JEPA 2.1 and of image towers, with nothing but what is said of both."""
     plan = registry.Plan(layout.Layout({}), {"encoder": {"taps": [2, 4], "resize": "cubic"}}, {})
