@@ -6,6 +6,7 @@ and 2.1 (arXiv 2603.14482); sizes from their released configs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from jepa.nn.mlp import GeluMlp
 from jepa.nn.norms import LayerNorm
 from jepa.nn.positions import POSITIONS, resized, sincos
 from jepa.nn.stack import Stack
+from jepa.parallel.attention import platform
 from jepa.parallel.partition import Table, constrain, prefixed
 
 ROPES = ("rotation", "tiled", "none")
@@ -62,17 +64,11 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, video: jax.Array) -> jax.Array:
         """Maps `[B, T, H, W, C]` to tokens `[B, N, D]`, ordered by frame, row, column."""
-        batch, frames, height, width, channels = video.shape
         cell = (self.tubelet, self.patch, self.patch)
-        grid = (frames // cell[0], height // cell[1], width // cell[2])
-        shape = (*cell, channels, self.width)
+        shape = (*cell, video.shape[-1], self.width)
         kernel = self.param("kernel", matrix_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,), self.param_dtype)
-        cubes = video.astype(self.dtype).reshape(
-            batch, grid[0], cell[0], grid[1], cell[1], grid[2], cell[2], channels
-        )
-        cubes = cubes.transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        cubes = cubes.reshape(batch, grid[0] * grid[1] * grid[2], -1)
+        cubes = _cubes(video.astype(self.dtype), cell)
         matrix = kernel.reshape(-1, self.width).astype(self.dtype)
         x = jnp.matmul(cubes, matrix) + bias.astype(self.dtype)
         # Or the compiler gathers the pixels of all devices, and not the matrix.
@@ -82,6 +78,23 @@ class PatchEmbedding(nn.Module):
     def partition_table(self) -> Table:
         """Returns the rows of this module's parameters."""
         return (("kernel", (None, None, None, None, "embed")), ("bias", ("embed",)))
+
+
+def _cubes(video: jax.Array, cell: tuple[int, int, int]) -> jax.Array:
+    """Cuts `[B, T, H, W, C]` into the cells of a grid, `[B, N, cell * C]`."""
+    if platform() == "tpu":
+        # Channel by channel, or three of them would each time fill up a tile's 128 lanes.
+        planes = [_cut(video[..., channel], cell) for channel in range(video.shape[-1])]
+        return jnp.stack(planes, axis=-1).reshape(*planes[0].shape[:2], -1)
+    return _cut(video, cell)
+
+
+def _cut(video: jax.Array, cell: tuple[int, int, int]) -> jax.Array:
+    """The same of `[B, T, H, W]` or `[B, T, H, W, C]`."""
+    sizes = ((n // side, side) for n, side in zip(video.shape[1:4], cell, strict=True))
+    cubes = video.reshape(video.shape[0], *(n for pair in sizes for n in pair), *video.shape[4:])
+    cubes = cubes.transpose(0, 1, 3, 5, 2, 4, 6, *range(7, cubes.ndim))
+    return cubes.reshape(video.shape[0], math.prod(cubes.shape[1:4]), -1)
 
 
 class VideoTransformer(nn.Module):

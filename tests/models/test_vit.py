@@ -5,6 +5,7 @@ import pytest
 from model_helpers import draw, run
 
 from jepa.errors import UserError
+from jepa.models import vit
 from jepa.models.vit import VITS, PatchEmbedding, VideoTransformer
 
 
@@ -22,7 +23,9 @@ def variables(video):
     return draw(make(), video)
 
 
-def test_patches_are_a_strided_convolution(video):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_patches_are_a_strided_convolution(video, platform, monkeypatch):
+    monkeypatch.setattr(vit, "platform", lambda: platform)
     module = PatchEmbedding(5, patch=4, tubelet=2)
     variables = draw(module, video)
     params = variables["params"]

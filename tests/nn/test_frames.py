@@ -64,6 +64,16 @@ def test_matches_the_matrix_of_the_standard():
     )
 
 
+def test_planes_as_on_a_tpu_give_the_same_pixels(monkeypatch):
+    rng = np.random.default_rng(3)
+    y = jnp.asarray(rng.integers(0, 256, (2, 3, 4, 6)), jnp.uint8)
+    uv = jnp.asarray(rng.integers(0, 256, (2, 3, 2, 3, 2)), jnp.uint8)
+    wanted = frames.yuv_to_rgb(y, uv)
+    monkeypatch.setattr(frames, "platform", lambda: "tpu")
+    np.testing.assert_allclose(frames.yuv_to_rgb(y, uv), wanted, atol=1e-6)
+    assert np.ptp(wanted) > 0.9
+
+
 def test_float64_stays_float64():
     with jax.enable_x64(True):
         assert frames.to_float(np.zeros((1, 1, 2, 2, 3), np.uint8), "float64").dtype == jnp.float64
