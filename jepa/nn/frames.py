@@ -56,8 +56,8 @@ def yuv_to_rgb(y: jax.Array, uv: jax.Array, dtype=jnp.float32) -> jax.Array:
     blue = 2 * (1 - _KB) * cb
     green = -(_KR * red + _KB * blue) / _KG
     if platform() == "tpu":
-        # Planes until the end: a last dimension of two or three, which the form below has, is filled
-        # up to a tile's 128 lanes, and 64 frames of 384 pixels take 7 GiB.
+        # Planes until the end: a last dimension of two or three, as in the form below, is filled up
+        # to a tile's 128 lanes, and 64 frames of 384 pixels take 7 GiB.
         wide = (jnp.repeat(jnp.repeat(x, 2, axis=-1), 2, axis=-2) for x in (red, green, blue))
         return jnp.stack([jnp.clip(luma + x, 0.0, 1.0) for x in wide], axis=-1)
     offsets = jnp.stack([red, green, blue], axis=-1)
