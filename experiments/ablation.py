@@ -4,7 +4,7 @@
         [--variants=info_nce,l2] [--seeds=0,1,2] [--set=KEY=VALUE ...] [--smoke]
 
 The rate of the Y-encoder, the loss before a frozen one, the predictor's depth and whether it is
-causal: the variants of configs/vl_jepa/ablation.py, which says what they are. Each is trained from
+causal, and which Y-encoder: the variants of configs/vl_jepa/ablation.py, which says what they are. Each is trained from
 each seed, then evaluated; the table of means over seeds stands beside the paper's numbers, and its
 orders beside the paper's.
 
