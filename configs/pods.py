@@ -49,14 +49,11 @@ _EVERYWHERE: dict[str, dict[str, Any]] = {
 }
 # What it needs on a pod besides.
 _ON_PODS: dict[tuple[str, str], dict[str, Any]] = {
-    # 221,000 tokens a chip; a clip of them at a time.
-    ("v_jepa_2_giant", "v5e_16x16"): {"cooldown": {"train.accumulate": 12}},
-    ("v_jepa_2_giant", "v6e_16x16"): {"cooldown": {"train.accumulate": 6}},
+    # 221,000 tokens a chip; a quarter of them at a time.
+    ("v_jepa_2_giant", "v5e_16x16"): {"cooldown": {"train.accumulate": 4}},
+    ("v_jepa_2_giant", "v6e_16x16"): {"cooldown": {"train.accumulate": 4}},
     # 48 clips a chip.
     ("v_jepa_2_giant", "h100_64"): {"cooldown": {"train.accumulate": 4}},
-    # Three clips of 32 frames a chip. Without the cache an answer would be compared with 768; with
-    # it, that is all 12,288, and not the 3,072 of the four parts on other pods.
-    ("vl_jepa", "v5e_16x16"): {"stage_3": {"train.accumulate": 16, "train.gradient_cache": True}},
 }
 
 
