@@ -4,9 +4,9 @@
         [--variants=info_nce,l2] [--seeds=0,1,2] [--set=KEY=VALUE ...] [--smoke]
 
 The rate of the Y-encoder, the loss before a frozen one, the predictor's depth and whether it is
-causal, and which Y-encoder: the variants of configs/vl_jepa/ablation.py, which says what they are. Each is trained from
-each seed, then evaluated; the table of means over seeds stands beside the paper's numbers, and its
-orders beside the paper's.
+causal, and which Y-encoder: the variants of configs/vl_jepa/ablation.py, which says what they are.
+Each is trained from each seed, then evaluated; the table of means over seeds stands beside the
+paper's numbers, and its orders beside the paper's.
 
 Each training and each evaluation is its own process. What is finished is not done again, and an
 interrupted run goes on where it stopped. After each evaluation the table of what there is so far is
