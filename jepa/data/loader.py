@@ -3,7 +3,7 @@
 This module and `order` are those that import Grain.
 
 Grain gives the global order (shuffle, repeat, mix), the threads and the worker processes. The batch
-at step k is made of positions k B .. k B + B - 1 of that order; each host makes a contiguous part
+at step k is made of positions k B .. k B + B - 1 of that order; each host makes its rows
 of it, so that the global array is the same, row by row, on any number of hosts. (Grain's
 ElasticIterator deals rows out in turn, which permutes them with the number of hosts.) Every random
 choice of a sample is a hash of (seed, position); see `hashing`.
@@ -13,6 +13,8 @@ B global batch, b = B / hosts rows of this host.
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +39,7 @@ _POSITION = "position"
 _DIGESTS = "digests"
 _IMAGES = 1 << 31
 _RESTARTS = 3  # of worker processes, without a batch between
+_CLOSING = 10.0  # seconds for threads and worker processes to end by themselves
 _KILLED = "terminated unexpectedly"  # what Grain 0.2.18 says of them, in a RuntimeError
 
 
@@ -103,12 +106,14 @@ class TrainLoader:
         A batch depends on its position alone, so they make the very batches of the old ones.
         """
         for _ in range(_RESTARTS):
+            iterator = self._iterator
             try:
-                if self._iterator is None:
-                    self._iterator = self._start()
-                return next(self._iterator)
+                if iterator is None:
+                    iterator = self._iterator = self._start()
+                return next(iterator)
             except RuntimeError as error:
-                if not self._config.workers or _KILLED not in str(error):
+                # Not those that `close` killed, called from another thread.
+                if _KILLED not in str(error) or self._iterator is not iterator:
                     raise
                 logging.warning("a data worker was killed; starting data.workers anew (%s)", error)
                 self.close()
@@ -169,9 +174,9 @@ class TrainLoader:
 
     def close(self) -> None:
         """End threads and processes. `next` would start them again."""
-        if self._iterator is not None and hasattr(self._iterator, "close"):
-            self._iterator.close()
-        self._iterator = None
+        iterator, self._iterator = self._iterator, None
+        if hasattr(iterator, "close"):
+            _close(iterator)
 
     def __enter__(self) -> TrainLoader:
         return self
@@ -236,6 +241,20 @@ class TrainLoader:
             self._config.max_bad_fraction,
             seen=self._position,
         )
+
+
+def _close(iterator: Any) -> None:
+    """Ends Grain's threads and worker processes; processes that hang are killed.
+
+    Grain waits for a thread that waits for them, and hears of a killed one only.
+    """
+    ending = threading.Thread(target=iterator.close, daemon=True)
+    ending.start()
+    ending.join(_CLOSING)
+    if ending.is_alive():
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        ending.join(_CLOSING)
 
 
 def make_train_loader(
