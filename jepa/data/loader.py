@@ -3,10 +3,10 @@
 This module and `order` are those that import Grain.
 
 Grain gives the global order (shuffle, repeat, mix), the threads and the worker processes. The batch
-at step k is made of positions k B .. k B + B - 1 of that order; each host makes its rows
-of it, so that the global array is the same, row by row, on any number of hosts. (Grain's
-ElasticIterator deals rows out in turn, which permutes them with the number of hosts.) Every random
-choice of a sample is a hash of (seed, position); see `hashing`.
+at step k is made of positions k B .. k B + B - 1 of that order; each host makes its rows of it, so
+that the global array is the same, row by row, on any number of hosts. (Grain's ElasticIterator
+deals rows out in turn, which permutes them with the number of hosts.) Every random choice of a
+sample is a hash of (seed, position); see `hashing`.
 
 B global batch, b = B / hosts rows of this host.
 """

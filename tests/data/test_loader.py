@@ -5,12 +5,16 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from loading_helpers import config, numbers, record, rows_of, same, take, words, write
 
 from jepa.batch_part import BatchPart
+from jepa.data import loader as loaders
 from jepa.data import order as order_module
 from jepa.data.cache import TextFeatures
 from jepa.data.config import DataConfig
@@ -128,6 +132,16 @@ def test_workers_that_are_killed_again_and_again(data, monkeypatch):
     monkeypatch.setattr(loader, "_start", start)
     with pytest.raises(UserError, match="3 times in a row.*data.workers=2"):
         next(loader)
+
+
+def test_a_worker_that_hangs_does_not_hold_the_end(monkeypatch):
+    monkeypatch.setattr(loaders, "_CLOSING", 0.2)
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    worker.start()
+    # As Grain's, which waits for the thread that waits for the worker.
+    loaders._close(SimpleNamespace(close=worker.join))
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_the_records_of_a_batch_are_named(data):
