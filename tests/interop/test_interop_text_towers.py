@@ -12,7 +12,7 @@ import pytest
 import text_models
 import torch
 from safetensors.numpy import load_file
-from transformers import AutoModel, BertModel, Gemma3TextModel, LlamaForCausalLM
+from transformers import AutoModel, BertModel, LlamaForCausalLM
 
 from experiments import convert
 from jepa.errors import UserError
@@ -30,18 +30,6 @@ jit = partial(jax.jit, compiler_options=hugging.FAST)
 IDS, MASK = text_models.batch()
 
 
-def made(name, theirs, directory, **options):
-    """Writes a model, converts it; gives parameters and fields of its one part, the directory."""
-    if isinstance(theirs, Gemma3TextModel):
-        text_models.save_gemma(directory / "published", theirs, text_models.maps())
-    else:
-        theirs.save_pretrained(directory / "published", **options)
-    convert.convert(name, directory / "published", directory / "converted")
-    fields = converted.about(directory / "converted")["fields"]
-    params = converted.load(directory / "converted")
-    return params, fields, directory
-
-
 def comes_back(name, directory):
     """Checks that all tensors of all folders are those of the published directory, bit by bit."""
     convert.convert(name, directory / "converted", directory / "back")
@@ -55,7 +43,7 @@ def comes_back(name, directory):
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     theirs = text_models.llama()
-    return theirs, *made("llama", theirs, tmp_path_factory.mktemp("llama"))
+    return theirs, *text_models.made("llama", theirs, tmp_path_factory.mktemp("llama"))
 
 
 def test_llama_s_hidden_states_and_logits(llama):
@@ -128,7 +116,7 @@ def test_spans_that_do_not_exist_are_refused():
 @pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_llama_comes_back_in_several_files_and_loads_without_a_warning(tmp_path, caplog, tied):
     theirs = text_models.llama(tied)
-    params, fields, _ = made("llama", theirs, tmp_path, max_shard_size="20KB")
+    params, fields, _ = text_models.made("llama", theirs, tmp_path, max_shard_size="20KB")
     assert len(list((tmp_path / "published").glob("*.safetensors"))) > 2
     assert ("head" in params["decoder"]) is not tied
     comes_back("llama", tmp_path)
@@ -143,7 +131,7 @@ def test_llama_comes_back_in_several_files_and_loads_without_a_warning(tmp_path,
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory):
     theirs = text_models.gemma()
-    return theirs, *made("embedding_gemma", theirs, tmp_path_factory.mktemp("gemma"))
+    return theirs, *text_models.made("embedding_gemma", theirs, tmp_path_factory.mktemp("gemma"))
 
 
 def gemma_by_hand(model, matrices, ids, mask):
@@ -237,7 +225,7 @@ def change(path, **values):
 )
 def test_qwen_embedding(tmp_path, caplog, kind):
     theirs = kind()
-    params, fields, _ = made("qwen3_embedding", theirs, tmp_path)
+    params, fields, _ = text_models.made("qwen3_embedding", theirs, tmp_path)
     base = getattr(theirs, "model", theirs)
     expected = text_models.hidden(base, IDS, MASK)
     module = QwenEmbedding(**fields["tower"])
@@ -265,7 +253,7 @@ def test_qwen_s_files_may_bear_the_name_of_the_language_model(tmp_path):
 
 def test_bert_comes_back(tmp_path, caplog):
     theirs = text_models.bert()
-    params, fields, _ = made("minilm", theirs, tmp_path)
+    params, fields, _ = text_models.made("minilm", theirs, tmp_path)
     expected = text_models.hidden(theirs, IDS, MASK)
     mean = (expected * MASK[..., None]).sum(1) / MASK.sum(1, keepdims=True)
     module = MiniLM(**fields["tower"], normalise=False)
@@ -274,47 +262,6 @@ def test_bert_comes_back(tmp_path, caplog):
     with hugging.silent(caplog):
         again = BertModel.from_pretrained(tmp_path / "back", attn_implementation="eager")
     np.testing.assert_array_equal(text_models.hidden(again, IDS, MASK), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "theirs", "tower"),
-    [
-        ("embedding_gemma", text_models.gemma, EmbeddingGemma),
-        ("qwen3_embedding", text_models.qwen, QwenEmbedding),
-        ("minilm", text_models.bert, partial(MiniLM, normalise=False)),
-    ],
-)
-def test_gradients_of_every_tensor(tmp_path, name, theirs, tower):
-    """Of the mean of a text's hidden states, laid out as theirs by the way out."""
-    theirs = theirs()
-    params, fields, _ = made(name, theirs, tmp_path)
-    weights = MASK[..., None] / MASK.sum(1)[:, None, None]
-    target = np.random.default_rng(1).normal(size=(3, theirs.config.hidden_size))
-    theirs.zero_grad()
-    given = {"input_ids": torch.tensor(IDS).long(), "attention_mask": torch.tensor(MASK).long()}
-    hidden = theirs(**given).last_hidden_state
-    ((hidden * torch.tensor(weights)).sum(1) * torch.tensor(target)).sum().backward()
-    module = tower(**fields["tower"])
-
-    def loss(p):
-        if name == "minilm":  # its result is that mean
-            return jnp.sum(module.apply({"params": p}, IDS, MASK) * target)
-        hidden = module.apply({"params": p}, IDS, MASK, method="hidden")
-        return jnp.sum(jnp.sum(hidden * weights, 1) * target)
-
-    gradients = jax.tree.map(np.asarray, jit(jax.grad(loss))(params["tower"]))
-    about = converted.about(tmp_path / "converted")
-    converted.save(tmp_path / "gradients", {**params, "tower": gradients}, about)
-    convert.convert(name, tmp_path / "gradients", tmp_path / "theirs")
-    ours = load_file(tmp_path / "theirs" / "model.safetensors")
-    compared = 0
-    for of, p in theirs.named_parameters():
-        # A bias of BERT's keys moves no attention; what is there is rounding.
-        if p.grad is not None and p.grad.abs().max() > 1e-6:
-            hugging.assert_close(ours[of], p.grad, 1e-3)
-            compared += 1
-    assert compared > 10 * theirs.config.num_hidden_layers
 
 
 def test_published_configs_have_the_sizes_of_the_tables():
@@ -400,7 +347,7 @@ def test_what_was_trained_here_leaves_in_the_frame_of_what_it_began_as(
 
 def test_parts_that_a_run_has_no_use_for_stay_as_they_were(tmp_path):
     theirs = text_models.bert()
-    params, _, _ = made("minilm", theirs, tmp_path)
+    params, _, _ = text_models.made("minilm", theirs, tmp_path)
     trained = jax.tree.map(lambda p: np.asarray(p) + 1, params["tower"])
     parameters.save(tmp_path / "tower.safetensors", trained, {})
     source, like = tmp_path / "tower.safetensors", tmp_path / "published"

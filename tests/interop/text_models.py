@@ -18,6 +18,9 @@ from transformers import (
     Qwen3Model,
 )
 
+from experiments import convert
+from jepa.interop import converted
+
 VOCAB, LENGTH = 40, 20
 LLAMA3 = {
     "rope_type": "llama3",
@@ -157,3 +160,15 @@ def hidden(model, ids, mask):
             input_ids=torch.tensor(ids).long(), attention_mask=torch.tensor(mask).long()
         ).last_hidden_state
     return found.numpy()
+
+
+def made(name, theirs, directory, **options):
+    """Writes a model, converts it; gives parameters and fields of its one part, the directory."""
+    if isinstance(theirs, Gemma3TextModel):
+        save_gemma(directory / "published", theirs, maps())
+    else:
+        theirs.save_pretrained(directory / "published", **options)
+    convert.convert(name, directory / "published", directory / "converted")
+    fields = converted.about(directory / "converted")["fields"]
+    params = converted.load(directory / "converted")
+    return params, fields, directory
