@@ -50,6 +50,12 @@ def frame_times(record: Record, indices: np.ndarray) -> np.ndarray:
     return start + (np.asarray(indices) + 0.5) / fps
 
 
+def demand_whole(container: Any, context: Any) -> None:
+    """Make it an error that a picture is cut off; FFmpeg else fills the rest with one colour."""
+    if container.format.name.endswith("_pipe"):
+        context.options = {"err_detect": "explode"}
+
+
 def decode_clip(
     data: bytes,
     times: Sequence[float] | np.ndarray,
@@ -96,6 +102,7 @@ class _Reader:
             raise DecodeError("nothing here can decode its codec")
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
+        demand_whole(container, self._stream.codec_context)
         self._tick = float(self._stream.time_base or 0) or 1.0
         self._first = self._stream.start_time or 0
         rate = self._stream.average_rate or self._stream.guessed_rate

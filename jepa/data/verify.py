@@ -9,6 +9,8 @@ from typing import Any
 
 import av
 
+from jepa.data.decode import demand_whole
+
 # A record is read whole for every sample, so one of more than this only slows a run down.
 LARGEST_BYTES = 1 << 30
 
@@ -106,6 +108,7 @@ def _decode_all(container: Any) -> VideoInfo:
     if stream.codec_context is None:
         raise BadVideo("nothing here can decode its codec")
     stream.codec_context.thread_count = 1  # whole files are verified side by side
+    demand_whole(container, stream.codec_context)
     first = last = None
     frames = damaged = 0
     for frame in container.decode(stream):

@@ -1,8 +1,11 @@
 """Every way in which a video can be bad is found by decoding it, and said."""
 
+import io
+
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from video_files import greys, write_picture, write_video
 
 from jepa.data.transcode import transcode
@@ -26,6 +29,15 @@ def test_a_picture_is_an_image(tmp_path):
     info = verify(write_picture(tmp_path / "a.png"))
     assert (info.media, info.frames, info.fps, info.duration) == ("image", 1, 0.0, 0.0)
     assert info.colour_range == "pc"
+
+
+def test_truncated_pictures_are_found():
+    file = io.BytesIO()
+    Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)).save(file, "JPEG")
+    data = file.getvalue()
+    assert verify(data).codec == "mjpeg"
+    with pytest.raises(BadVideo, match="cannot be decoded"):
+        verify(data[: len(data) // 2])
 
 
 def test_a_video_of_one_frame_is_a_video(tmp_path):
