@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import av
 import numpy as np
@@ -61,6 +61,12 @@ class FolderSplit:
                 f"{', '.join(splits) or 'none'}"
             )
         every = {name for one in splits for name in _folders(self._directory / one)}
+        for name in every:
+            if _plain(name) != name:
+                raise UserError(
+                    f"{directory} has the class folder '{_plain(name)}', whose name is not UTF-8; "
+                    "rename it"
+                )
         self.classes = tuple(_natural(every))
         self._files: list[str] = []
         self.class_ids = np.array(list(self._list()), np.int32)
@@ -106,14 +112,15 @@ class FolderSplit:
         number = int(self.class_ids[index])
         label = self.classes[number] if number >= 0 else None
         try:
-            source: Any = self._path(file)
-            data = Path(source).read_bytes() if video else b""
-            header = _header(io.BytesIO(data) if video else source, _suffix(file))
+            # Opened here, since FFmpeg takes some names for patterns or addresses.
+            with open(self._path(file), "rb") as source:
+                data = source.read() if video else b""
+                header = _header(io.BytesIO(data) if video else source, _suffix(file))
         except (OSError, av.error.FFmpegError, ValueError):
             data = b""  # which cannot be decoded, and is counted where it is tried
             header = {"width": 1, "height": 1, "frames": 1, "fps": 0.0, "media": "image"}
         return Record(
-            key=f"{self.name}/{file}",
+            key=_plain(f"{self.name}/{file}"),
             video=data,
             captions=() if label is None else (class_caption(label.replace("_", " ")),),
             labels={} if label is None else {LABEL: label},
@@ -147,18 +154,43 @@ def _header(source: Any, suffix: str) -> dict[str, Any]:
 
 
 def _folders(directory: Path) -> list[str]:
-    with os.scandir(directory) as entries:
-        return _natural(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    try:
+        with os.scandir(directory) as entries:
+            return _natural(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    where = _plain(os.fsdecode(error.filename or "a folder"))
+    raise UserError(
+        f"{where} cannot be listed ({error.strerror}); let this user read it, or remove it"
+    ) from error
 
 
 def _media(directory: Path, prefix: str) -> list[str]:
-    """Files of pictures and videos below a folder, as `prefix/...`, in natural order."""
+    """Files of pictures and videos below a folder, as `prefix/...`, in natural order.
+
+    A link that leads to a folder which it lies in, at whatever depth, is not followed.
+    """
     found = []
-    for root, folders, files in os.walk(directory, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    above = {str(directory): {os.path.realpath(directory)}}
+    for root, folders, files in os.walk(directory, onerror=_refuse, followlinks=True):
+        around, inner = above.pop(root), {}
+        for name in folders:
+            real = os.path.realpath(os.path.join(root, name))
+            if not name.startswith(".") and real not in around:
+                inner[name] = around | {real}
+        folders[:] = inner
+        above.update((os.path.join(root, name), reals) for name, reals in inner.items())
         inside = os.path.join(prefix, os.path.relpath(root, directory))
         found += [os.path.normpath(os.path.join(inside, name)) for name in filter(_is_media, files)]
     return _natural(found)
+
+
+def _plain(name: str) -> str:
+    """A name whose bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _is_media(name: str) -> bool:

@@ -94,7 +94,7 @@ def test_batches_and_evaluation(data, cache):
 
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_unreadable_files_are_replaced_and_counted(data, cache):
-    noise = jpeg(pictures(1)[0])
+    noise = jpeg(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     fill(
         data / "train",
         {
@@ -110,7 +110,8 @@ def test_unreadable_files_are_replaced_and_counted(data, cache):
     batch, _ = take(loader, 2)
     assert (np.rint(batch["video"].mean((1, 2, 3, 4)) / 10) < 5).all()
     reasons = "\n".join(loader.unreadable.values())
-    names = "class2/0.png class2/empty.jpg class2/half.jpg class10/c.mp4 class10/link.png".split()
+    bad = ("0.png", "empty.jpg", "half.jpg")
+    names = [f"class2/{name}" for name in bad] + ["class10/c.mp4", "class10/link.png"]
     assert len(loader.unreadable) == len(names)
     for name in names:
         assert f"train/{name}: " in reasons
@@ -156,3 +157,52 @@ def test_what_is_not_there_is_named(data):
         make_train_loader(config(data, split="void"), global_batch=2, seed=0)
     with pytest.raises(UserError, match="data.cache is 'disk'"):
         make_train_loader(config(data, split="test", cache="disk"), global_batch=2, seed=0)
+
+
+def test_links_in_a_circle_are_walked_once(data, tmp_path):
+    """A file counts once below its folder, however often links lead back to a folder above it."""
+    os.symlink(".", data / "train/class2/again")
+    os.symlink(data / "train", data / "train/class10/all")
+    elsewhere = fill(tmp_path / "elsewhere", {"e.png": picture(0)})
+    os.symlink(elsewhere, data / "train/class10/linked")
+    split = FolderSplit(data, "train")
+    names = [split.record(i, video=False).key for i in range(len(split))]
+    assert names[:4] == [
+        "train/class2/2.png",
+        "train/class2/10.JPG",
+        "train/class2/more/1.png",
+        "train/class10/a.png",
+    ]
+    assert "train/class10/linked/e.png" in names
+    # The other link gives the files of the split's folder, and no more than once.
+    through = [name for name in names if name.startswith("train/class10/all/")]
+    assert sorted(through) == [
+        f"train/class10/all/class2/{name}" for name in ("10.JPG", "2.png", "more/1.png")
+    ]
+
+
+def test_names_in_other_scripts_and_encodings(data):
+    fill(data, {"named/caf\u00e9/\u732b %03d.png": picture(0)})
+    split = FolderSplit(data, "named")
+    assert split.record(0, video=False).width == 32
+    assert split.record(0).key == "named/caf\u00e9/\u732b %03d.png"
+    fill(data, {"named/caf\u00e9/\udcff.png": picture(0)})
+    assert [FolderSplit(data, "named").record(i).key.encode() for i in range(2)][1:] == [
+        b"named/caf\xc3\xa9/\\xff.png"
+    ]
+    fill(data, {"named/\udcff/a.png": picture(0)})
+    with pytest.raises(UserError, match="class folder .*UTF-8; rename it"):
+        FolderSplit(data, "named")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(data, monkeypatch):
+    real = os.scandir
+
+    def scandir(path="."):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="more cannot be listed .*Permission denied"):
+        FolderSplit(data, "train")
