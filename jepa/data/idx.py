@@ -76,6 +76,11 @@ class IdxSplit:
                 f"{self._directory} has no split {self.name!r}; it has {', '.join(known)}"
             )
         self.pixels = read(_file(files, "images", prefix, self._directory), 3)
+        if not math.prod(self.pixels.shape[1:]):
+            raise UserError(
+                f"{files['images']} holds pictures of "
+                f"{'x'.join(map(str, self.pixels.shape[1:]))} pixels; get the file again"
+            )
         labels = read(_file(files, "labels", prefix, self._directory), 1)
         if len(labels) != len(self.pixels):
             raise UserError(
@@ -177,7 +182,7 @@ def _find(directory: Path) -> dict[str, dict[str, Path]]:
     # Reverse, so that of a file and its gzipped self the former is taken.
     for path in sorted(directory.iterdir(), reverse=True):
         match = _NAME.fullmatch(path.name)
-        if match:
+        if match and not path.is_dir():  # some archives unpack each file into a folder of its name
             found.setdefault(match["split"], {})[match["kind"]] = path
     if not found:
         raise UserError(

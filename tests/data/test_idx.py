@@ -68,6 +68,16 @@ def test_splits_are_read_gzipped_or_not(data):
     assert record.captions[0].text == "a photo of a 1"
 
 
+def test_folders_named_as_files_are_passed_over(tmp_path):
+    """Kaggle's archive of MNIST has each file twice, once in a folder of its name."""
+    images, labels = digits(5)
+    for name, array in (("images", images), ("labels", labels)):
+        file = tmp_path / f"train-{name}.idx{array.ndim}-ubyte"
+        file.write_bytes(idx(array))
+        (tmp_path / f"train-{name}-idx{array.ndim}-ubyte").mkdir()
+    np.testing.assert_array_equal(IdxSplit(tmp_path, "train").pixels, images)
+
+
 def test_a_folder_of_fashion_knows_its_classes(tmp_path):
     write(tmp_path / "Fashion-set", "train", *digits(10))
     assert IdxSplit(tmp_path / "Fashion-set", "train").classes == FASHION
@@ -157,6 +167,11 @@ def _damage(path, change):
             "begins with 00 00 0d 03 instead of 00 00 08 03",
         ),
         ("t10k-images-idx3-ubyte", lambda b: b"", "begins with nothing"),
+        (
+            "t10k-images-idx3-ubyte",
+            lambda b: idx(np.zeros((10, 0, 8), np.uint8)),
+            "t10k-images-idx3-ubyte holds pictures of 0x8 pixels",
+        ),
         ("t10k-labels-idx1-ubyte", lambda b: idx(digits(2)[0]), "instead of 00 00 08 01"),
         (
             "t10k-labels-idx1-ubyte",
