@@ -60,7 +60,8 @@ SIZES = {
     "huge14": Size("huge", patch=14),
     "huge16_448": Size("huge", size=448),
     "huge14_in22k": Size("huge", patch=14, epochs=66, warmup=3, images=IN22K),
-    # 16 heads, whose 88 channels divide the predictor's width by none; V-JEPA 2's giant has 22.
+    # 16 heads as published, of 88 numbers each; the 22 of V-JEPA 2's giant would not divide the
+    # predictor's width.
     "giant16_in22k": Size("giant", depth=16, epochs=44, warmup=3, images=IN22K, heads=16),
 }
 

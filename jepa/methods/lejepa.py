@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from jepa.errors import UserError, check_keys
 from jepa.losses.precision import widen
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
+from jepa.methods.network_checks import check_network
 from jepa.methods.views_loss import ViewsLoss, default_loss
 from jepa.models import flops as count
 from jepa.models.projector import NORMS, Projector
@@ -86,10 +87,11 @@ class LeJEPA:
         """Builds the networks from `config.model`, `config.loss`, `config.dtype`, `config.seed`.
 
         Raises:
-          UserError: a key of `model` or `loss` that does not exist.
+          UserError: a key of `model` or `loss` that does not exist, or an encoder that cannot be.
         """
         for section, default in (("model", default_model()), ("loss", default_loss())):
             check_keys(section, config[section], default)
+        check_network("model.encoder", config.model.encoder)
         self.model: ConfigDict = config.model
         self.loss = ViewsLoss(config.loss, config.seed)
         self.dtype = jnp.dtype(config.dtype)
@@ -137,6 +139,20 @@ class LeJEPA:
             raise UserError(
                 f"config.model.projector.norm is {model.projector.norm!r}; use one of "
                 f"{', '.join(NORMS)}"
+            )
+        for key, widths in (
+            ("features", (model.projector.features,)),
+            ("hidden", model.projector.hidden),
+        ):
+            if any(width < 1 for width in widths):
+                raise UserError(
+                    f"config.model.projector.{key} is {model.projector[key]}; give widths of at "
+                    "least 1"
+                )
+        if not 0 < model.projector.momentum <= 1:
+            raise UserError(
+                f"config.model.projector.momentum is {model.projector.momentum}; give a share "
+                "above 0, and at most 1"
             )
         if not 1 <= model.feature_layers <= encoder.depth:
             raise UserError(

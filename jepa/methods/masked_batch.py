@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jepa.methods.base import Batch
@@ -45,7 +45,8 @@ def parts(batch: Batch) -> Iterator[tuple[Any, tuple[Mask, ...]]]:
 
 
 def _masks(masks: Batch, prefix: str, first: int) -> Iterator[Mask]:
-    if "context" in masks:
+    # Not a mapping: a kind of tubes may have that name.
+    if not isinstance(masks.get("context", {}), Mapping):
         yield Mask(f"{prefix}blocks", masks["context"], masks["targets"], first)
         return
     for number, name in enumerate(sorted(masks), first):

@@ -24,6 +24,7 @@ from jepa.interop import parameters
 from jepa.losses.regression import KINDS, regression
 from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
 from jepa.methods.masked_batch import Mask, parts
+from jepa.methods.network_checks import check_network
 from jepa.models import flops as count
 from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.vit import IMAGE, VIDEO, VideoTransformer
@@ -62,10 +63,12 @@ class MaskedPrediction:
         """Builds the networks from `config.model`, `config.loss` and `config.dtype`.
 
         Raises:
-          UserError: a key of `model` or `loss` that does not exist.
+          UserError: a key of `model` or `loss` that does not exist, or a network that cannot be.
         """
         for section, default in (("model", self.default_model()), ("loss", self.default_loss())):
             check_keys(section, config[section], default)
+        for name in ("encoder", "predictor"):
+            check_network(f"model.{name}", config.model[name])
         self.model: ConfigDict = config.model
         self.loss: ConfigDict = config.loss
         self.dtype = jnp.dtype(config.dtype)

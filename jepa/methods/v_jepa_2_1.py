@@ -16,6 +16,7 @@ ablation): use both or neither.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ from jepa.methods.base import Batch, Metrics, Outputs, Params, Requirements
 from jepa.methods.masked_batch import IMAGES, Mask
 from jepa.methods.masked_model import default_augment, default_encoder, default_predictor
 from jepa.methods.masked_prediction import MaskedPrediction, apply, at, function_of, mean
+from jepa.methods.network_checks import check_network
 from jepa.methods.v_jepa_2 import check_rope
 from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.vit import VideoTransformer
@@ -108,7 +110,8 @@ class VJEPA21(MaskedPrediction):
 
         Raises:
           UserError: as in `MaskedPrediction` and `VJEPA2`; levels that do not end with the last
-            layer; masks that are not tubes; a ramp that is no pair, or a share out of range.
+            layer; masks that are not tubes; a ramp that is no pair; a share or a weight out of
+            range.
         """
         super().check(config)
         check_rope(config)
@@ -120,8 +123,12 @@ class VJEPA21(MaskedPrediction):
                 f"the depth, {encoder.depth}, or () for the last layer alone"
             )
         steps = tuple(loss.ramp)
-        if steps and (len(steps) != 2 or not 0 <= steps[0] < steps[1]):
+        whole = all(isinstance(step, int) for step in steps)
+        if steps and not (whole and len(steps) == 2 and 0 <= steps[0] < steps[1]):
             raise UserError(f"config.loss.ramp is {steps}; give (start, end) in steps, or ()")
+        for key in ("context_weight", "image_context_weight"):
+            if not 0 <= loss[key] < math.inf:
+                raise UserError(f"config.loss.{key} is {loss[key]}; give a number of at least 0")
         if not 0 <= loss.image_share <= 1:
             raise UserError(
                 f"config.loss.image_share is {loss.image_share}; give a number between 0 and 1"
@@ -231,9 +238,10 @@ class Distillation(VJEPA21):
         """Builds student, predictor and teacher.
 
         Raises:
-          UserError: a key of `model` or `loss` that does not exist.
+          UserError: a key of `model` or `loss` that does not exist, or a network that cannot be.
         """
         check_keys("model", config.model, self.default_model())
+        check_network("model.teacher", config.model.teacher)
         teacher = dict(config.model.teacher)
         self.weights = str(teacher.pop("weights"))
         self.dtype = jnp.dtype(config.dtype)

@@ -6,6 +6,8 @@ of the projections, lambda the weight of SIGReg.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -82,6 +84,12 @@ class ViewsLoss:
             raise UserError(
                 f"config.loss.sigreg_weight is {loss.sigreg_weight}; give a number from 0 to 1"
             )
+        for section in ("vicreg", "barlow_twins"):
+            for key, value in loss[section].items():
+                if not 0 <= value < math.inf:
+                    raise UserError(
+                        f"config.loss.{section}.{key} is {value}; give a number of at least 0"
+                    )
         if total < 2:
             raise UserError(
                 f"config.model draws {total} view of an image, with which none can agree; set "

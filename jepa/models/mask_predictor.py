@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 
 from jepa.errors import UserError
-from jepa.models.vit import MODALITY_DEVIATION, VIDEO
+from jepa.models.vit import MODALITY_DEVIATION, ROPES, VIDEO
 from jepa.nn import rotary
 from jepa.nn.attention import Attention
 from jepa.nn.blocks import PreNormBlock
 from jepa.nn.linear import Linear, gelu
 from jepa.nn.mlp import GeluMlp
 from jepa.nn.norms import LayerNorm
-from jepa.nn.positions import sincos
+from jepa.nn.positions import POSITIONS, sincos
 from jepa.nn.stack import Stack
 from jepa.parallel.partition import Table, constrain, prefixed
 
-_MASK_TOKEN_INITS = {"zeros": nn.initializers.zeros, "normal": nn.initializers.normal(0.02)}
+MASK_TOKEN_INITS = {"zeros": nn.initializers.zeros, "normal": nn.initializers.normal(0.02)}
 
 
 class MaskPredictor(nn.Module):
@@ -71,12 +71,20 @@ class MaskPredictor(nn.Module):
     param_dtype: Any = "float32"
 
     def setup(self) -> None:
-        """Builds the parts."""
+        """Builds the parts.
+
+        Raises:
+          UserError: an unknown `rope`, `positions` or `mask_token_init`.
+        """
+        choices = {"rope": ROPES, "positions": POSITIONS, "mask_token_init": MASK_TOKEN_INITS}
+        for key, known in choices.items():
+            if (value := getattr(self, key)) not in known:
+                raise UserError(f"{key} is {value!r}; it can be one of {', '.join(known)}")
         for name, part in self._parts().items():
             setattr(self, name, part)
         self.stack = self._stack()
         nn.share_scope(self, self.stack)
-        init = _MASK_TOKEN_INITS[self.mask_token_init]
+        init = MASK_TOKEN_INITS[self.mask_token_init]
         shape = (self.mask_tokens, self.width)
         self.tokens = self.param("mask_tokens", init, shape, self.param_dtype)
         if self.modalities:

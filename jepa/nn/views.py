@@ -64,13 +64,17 @@ class Colours:
         Raises:
           UserError: a number out of its range.
         """
-        low, high = self.blur_sigma
-        self._demand(section, 0 < low <= high, "blur_sigma", "give (low, high) above 0")
+        self._demand_range(section, "blur_sigma", math.inf, "give (low, high) above 0")
         for key in ("jitter", "grey", "blur", "solarise"):
             holds = 0 <= getattr(self, key) <= 1
             self._demand(section, holds, key, "give a share between 0 and 1")
         for key in ("brightness", "contrast", "saturation", "hue"):
             self._demand(section, getattr(self, key) >= 0, key, "give a number of at least 0")
+
+    def _demand_range(self, section: str, key: str, most: float, mend: str) -> None:
+        pair = getattr(self, key)
+        holds = len(pair) == 2 and 0 < pair[0] <= pair[1] <= most
+        self._demand(section, holds, key, mend)
 
     def _demand(self, section: str, holds: bool, key: str, mend: str) -> None:
         if not holds:
@@ -100,11 +104,9 @@ class Views(Colours):
         super().check(section)
         self._demand(section, self.count >= 0, "count", "give a number of views of at least 0")
         self._demand(section, self.size >= 1, "size", "give a number of pixels of at least 1")
-        low, high = self.scale
         shares = "give (low, high) shares of the area within (0, 1]"
-        self._demand(section, 0 < low <= high <= 1, "scale", shares)
-        low, high = self.ratio
-        self._demand(section, 0 < low <= high, "ratio", "give (low, high) above 0")
+        self._demand_range(section, "scale", 1, shares)
+        self._demand_range(section, "ratio", math.inf, "give (low, high) above 0")
         self._demand(section, 0 <= self.flip <= 1, "flip", "give a share between 0 and 1")
 
 

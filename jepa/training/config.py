@@ -266,6 +266,8 @@ def _check_values(config: ConfigDict) -> None:
     _at_least("optimizer.schedule_scale", optimizer.schedule_scale, 1)
     if config.ema is not None:
         _at_least("ema.schedule_scale", config.ema.schedule_scale, 1)
+        if config.ema.steps is not None:
+            _at_least("ema.steps", config.ema.steps, 1)
     for key in ("b1", "b2"):
         if not 0 <= optimizer[key] < 1:
             raise UserError(

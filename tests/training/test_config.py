@@ -33,6 +33,7 @@ from tests.training import toy
         ("optimizer__final_weight_decay", -1.0, "final_weight_decay.*at least 0"),
         ("optimizer__clip_from", 1.5, "clip_from.*integer"),
         ("ema", {"schedule_scale": 0.5}, "ema.schedule_scale.*at least 1"),
+        ("ema", {"steps": 0}, "ema.steps.* is 0; make it at least 1"),
         ("phases", "main", "'phases' is 'main'; give a tuple"),
         ("dtype", "float16", "dtype.*float16"),
         ("ema", {"momentun": 0.9}, "ema.momentun.*did you mean 'momentum'"),
