@@ -31,7 +31,7 @@ class DataConfig:
     """The `data` part of a config; `DataConfig.parse` makes and checks it.
 
     Attributes:
-        path: Directory of a dataset; or `tfds:NAME` for a prepared TFDS image set, `idx:DIR` for
+        path: Directory of a dataset; or `tfds:NAME` for a prepared TFDS set, `idx:DIR` for
             MNIST's files, `folder:DIR` for DIR/SPLIT/CLASS/files, which are read in place.
         mixture: ((path, weight), ...) instead of `path`: datasets drawn from by weight.
         split: Split of every dataset in it.

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import av
@@ -27,12 +27,13 @@ _CODECS = {b"\xff\xd8": "mjpeg", b"\x89P": "png", b"RI": "webp", b"GI": "gif"}
 class ImageSplit:
     """One split of a prepared TFDS set, with the interface of `dataset.Split`.
 
-    Every image is captioned "a photo of a CLASS" and has the label `class`, by the set's `label`
-    feature (or the first feature with class names). Picklable: each process opens it anew.
+    An image is captioned "a photo of a CLASS" and has the label `class`, by the set's `label`
+    feature (or the first feature with class names); one whose class is hidden (-1) or a set without
+    classes has neither. Picklable: each process opens it anew.
 
     Attributes:
         name: Of the split.
-        classes: Names of the classes in the set's own order, underscores made spaces.
+        classes: Names of the classes in the set's own order, underscores made spaces; () for none.
         digest: Of the set's name and version, the split and its length.
     """
 
@@ -46,16 +47,20 @@ class ImageSplit:
 
         Raises:
             UserError: tensorflow-datasets is not installed, the set is not prepared as ArrayRecord,
-                or it has no image or no class label.
+                or it has no image.
         """
         self._name, self.name = name, split
         self._lock = threading.Lock()
         self._open()
         features = self._source.dataset_info.features
-        self._image = _named(features, "image", "Image", name)
-        self._label = _named(features, "label", "ClassLabel", name)
-        names = [str(name).replace("_", " ") for name in features[self._label].names]
-        self.classes: tuple[str, ...] = _distinct(names)
+        self._image = _first(features, "image", "Image")
+        if not self._image:
+            raise UserError(
+                f"the TFDS set {name!r} has no Image and no Video feature; choose a set of "
+                "pictures or of videos"
+            )
+        self._label = _first(features, "label", "ClassLabel")
+        self.classes = class_names(features[self._label].names if self._label else ())
         info = f"{self._source.dataset_info.full_name} {split} {len(self)}"
         self.digest = hashlib.blake2b(info.encode(), digest_size=16).hexdigest()
 
@@ -63,10 +68,7 @@ class ImageSplit:
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
-            raise UserError(
-                f"data.path is '{PREFIX}{self._name}', which needs tensorflow-datasets "
-                f"({error}); run `pip install tensorflow-datasets`"
-            ) from error
+            raise not_installed(self._name, error) from error
         try:
             # Read here, because TFDS reads it once, when it is imported.
             place = os.environ.get("TFDS_DATA_DIR")
@@ -102,8 +104,9 @@ class ImageSplit:
         with self._lock:
             example = self._source[index]
         data = bytes(example[self._image])
-        label = self.classes[int(example[self._label])]
-        height, width = _size(data)
+        number = int(example[self._label]) if self._label else -1
+        label = self.classes[number] if number >= 0 else None  # test splits may hide theirs as -1
+        height, width = picture_size(data)
         return Record(
             key=f"{self._name}/{self.name}/{index}",
             video=data if video else b"",
@@ -112,18 +115,42 @@ class ImageSplit:
             frames=1,
             fps=0.0,
             media="image",
-            codec=_CODECS.get(data[:2], "unknown"),
+            codec=codec_of(data),
             colour_range="pc",
-            captions=(class_caption(label),),
-            labels={LABEL: label},
             source=f"{PREFIX}{self._name}",
+            **class_fields(label),
         )
+
+
+def not_installed(name: str, error: ImportError) -> UserError:
+    """What to raise where TFDS is not there to read the set `name`."""
+    return UserError(
+        f"data.path is '{PREFIX}{name}', which needs tensorflow-datasets ({error}); run "
+        "`pip install tensorflow-datasets`"
+    )
 
 
 def class_caption(name: str) -> Caption:
     """What a picture of a class is captioned."""
     article = "an" if name[:1].lower() in "aeiou" else "a"
     return Caption("class", f"a photo of {article} {name}", "brief")
+
+
+def class_fields(label: str | None) -> dict[str, Any]:
+    """The fields of a record that say its class, if it has one."""
+    if label is None:
+        return {}
+    return {"captions": (class_caption(label),), "labels": {LABEL: label}}
+
+
+def class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes as texts: underscores made spaces, and no two alike."""
+    return _distinct([str(name).replace("_", " ") for name in names])
+
+
+def codec_of(data: bytes) -> str:
+    """FFmpeg's name of the codec of an encoded picture."""
+    return _CODECS.get(data[:2], "unknown")
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
@@ -138,16 +165,12 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _named(features: Any, usual: str, kind: str, name: str) -> str:
+def _first(features: Any, usual: str, kind: str) -> str | None:
     found = [key for key, feature in features.items() if type(feature).__name__ == kind]
-    if not found:
-        raise UserError(
-            f"the TFDS set {name!r} has no {kind} feature; choose a set of labelled images"
-        )
-    return usual if usual in found else found[0]
+    return usual if usual in found else next(iter(found), None)
 
 
-def _size(data: bytes) -> tuple[int, int]:
+def picture_size(data: bytes) -> tuple[int, int]:
     """(height, width) of an encoded image, read from its header; (1, 1) where it has none."""
     try:
         with av.open(io.BytesIO(data), metadata_errors="ignore") as container:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa.data import folder, idx, images
+from jepa.data import folder, idx, images, tfds_video
 from jepa.data.assemble import Texts
 from jepa.data.clips import CachedClips, Clips, EncodedClips, View
 from jepa.data.config import DataConfig
@@ -39,7 +39,7 @@ class Source:
 
 # What `data.path` may begin with, and who reads what comes behind it. Anything else is a dataset.
 _IN_PLACE: Mapping[str, Callable[[str, str], Any]] = {
-    images.PREFIX: images.ImageSplit,
+    images.PREFIX: tfds_video.open_split,
     idx.PREFIX: idx.IdxSplit,
     folder.PREFIX: folder.FolderSplit,
 }
@@ -113,6 +113,11 @@ def open_clips(source: Source, view: View) -> Clips:
     if cache == "disk" and source.directory is None:
         raise UserError(
             f"data.cache is 'disk', but {source.path} has no directory for it; set it to 'memory'"
+        )
+    if view.config.fps is not None and not getattr(source.split, "timed", True):
+        raise UserError(
+            f"data.fps is {view.config.fps:g}, but TFDS keeps no frame rate of the videos of "
+            f"{source.path}; set it to None, which spreads data.frames over the clip"
         )
     if isinstance(source.split, idx.IdxSplit):
         return RawClips(source.split, view)

@@ -122,3 +122,13 @@ def test_labels_are_places_in_the_order_of_the_set(toy, cache):
 def test_classes_of_one_name_stay_two():
     names = _distinct(["crane", "cat", "crane", "crane 2", "crane"])
     assert names[:3] == ("crane", "cat", "crane 2") and len(set(names)) == 5
+
+
+def test_a_picture_whose_class_is_hidden_has_none(toy):
+    """ImageNet's test split says -1, which is no place from the end."""
+    split = ImageSplit("toy", "train")
+    split._source = [dict(split._source[0], label=-1)]
+    record = split.record(0)
+    assert record.labels == {} and record.captions == ()
+    split._label = None
+    assert split.record(0).labels == {}
