@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from absl import logging
 
@@ -87,6 +88,11 @@ class View:
         return hashing.uniform(self.seed, positions, Purpose.FLIP) < 0.5
 
 
+def _aspect(record: Record, turned: bool) -> float:
+    """Width over height of the frames as they are shown; records say it as they are stored."""
+    return record.height / record.width if turned else record.width / record.height
+
+
 def planes(config: DataConfig) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape of a clip's frames and type of each plane."""
     shapes = transforms.shapes(config.size, config.pixels)
@@ -157,9 +163,16 @@ class EncodedClips(Clips):
         count, rate, _ = decode.grid(record)
         indices = self.view.indices([count], [rate], position)[0]
         config = self.view.config
-        box = self.view.box(int(position[0]), record.width / record.height)
-        converter = transforms.Converter(config.size, config.pixels, box)
-        return decode.decode_clip(record.video, decode.frame_times(record, indices), converter)
+        converters: dict[bool, transforms.Converter] = {}
+
+        def convert(frame: av.VideoFrame) -> Planes:
+            lies = transforms.quarter_turns(frame) % 2 == 1
+            if lies not in converters:
+                box = self.view.box(int(position[0]), _aspect(record, lies))
+                converters[lies] = transforms.Converter(config.size, config.pixels, box)
+            return converters[lies](frame)
+
+        return decode.decode_clip(record.video, decode.frame_times(record, indices), convert)
 
 
 class CachedClips(Clips):
@@ -286,7 +299,13 @@ class CachedClips(Clips):
             end = start + count * height * width
             clip[name] = flat[start // part : end // part].reshape(count, *shape)
         record = self._records[number]
-        box = self.view.box(position, record.width / record.height)
+        lies = record.width * height != record.height * width  # cut to even sizes, or turned
+        if lies:
+            off = [
+                abs(np.log(width / height / _aspect(record, turned))) for turned in (False, True)
+            ]
+            lies = off[1] < off[0]
+        box = self.view.box(position, _aspect(record, lies))
         assert box is not None
         for time, index in enumerate(indices):
             frame = {name: np.asarray(plane[index]) for name, plane in clip.items()}

@@ -98,7 +98,7 @@ class Converter:
         """Planes of one frame; rotated upright where the file asks for it."""
         whole = self.size is None or self.box is not None
         planes = native(frame) if whole else self._centre(frame, self.size)
-        turns = round(frame.rotation / 90) % 4  # counterclockwise, as the player would
+        turns = quarter_turns(frame)
         if turns:
             planes = {name: np.rot90(plane, turns) for name, plane in planes.items()}
         if self.size is None or self.box is None:
@@ -115,6 +115,11 @@ class Converter:
         )
         planes = _planes(_scale(frame, height, width, self.pixels))
         return cut(planes, (height - size) // 4 * 2, (width - size) // 4 * 2, size, size)
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """How often a frame is to be turned counterclockwise to be upright, as a player does it."""
+    return round(frame.rotation / 90) % 4
 
 
 def native(frame: av.VideoFrame) -> Planes:

@@ -206,3 +206,26 @@ def test_a_folder_that_cannot_be_listed_is_named(data, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match="more cannot be listed .*Permission denied"):
         FolderSplit(data, "train")
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+@pytest.mark.parametrize(("orientation", "turns"), [(6, 1), (8, 3), (3, 2)])
+def test_pictures_that_ask_to_be_turned_are_cropped_as_they_are_shown(
+    tmp_path, cache, orientation, turns
+):
+    """The crops of a phone's picture are those of the same picture stored upright."""
+    rows, columns = np.mgrid[:80, :40]
+    shown = np.stack([3 * rows, 6 * columns, 0 * rows], axis=-1).astype(np.uint8)
+    options = {"quality": 100, "subsampling": 0}
+    exif = Image.Exif()
+    exif[274] = orientation
+    turned = jpeg(np.rot90(shown, turns), exif=exif, **options)
+    for name, data in (("turned", turned), ("upright", jpeg(shown, **options))):
+        fill(tmp_path, {f"{name}/train/a.jpg": data})
+    keys = {"cache": cache, "frames": 1, "streams": ("video",), "crop": "random_resized"}
+    turned, upright = (
+        take(make_train_loader(config(tmp_path / name, **keys), global_batch=8, seed=0), 1)[0]
+        for name in ("turned", "upright")
+    )
+    off = turned["video"].astype(int) - upright["video"]
+    assert np.abs(off).max() < 12 and upright["video"][:, 0, :, :, 0].std(axis=(1, 2)).min() > 15
