@@ -299,13 +299,12 @@ class CachedClips(Clips):
             end = start + count * height * width
             clip[name] = flat[start // part : end // part].reshape(count, *shape)
         record = self._records[number]
-        lies = record.width * height != record.height * width  # cut to even sizes, or turned
-        if lies:
-            off = [
-                abs(np.log(width / height / _aspect(record, turned))) for turned in (False, True)
-            ]
-            lies = off[1] < off[0]
-        box = self.view.box(position, _aspect(record, lies))
+        # Whichever way the record says it; the frames were turned, and cut to even sizes, before.
+        aspect = min(
+            (_aspect(record, turned) for turned in (False, True)),
+            key=lambda stored: round(abs(np.log(width / height / stored)), 6),
+        )
+        box = self.view.box(position, aspect)
         assert box is not None
         for time, index in enumerate(indices):
             frame = {name: np.asarray(plane[index]) for name, plane in clip.items()}
