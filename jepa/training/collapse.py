@@ -21,8 +21,8 @@ narrower than what it guesses at, and early in a healthy run it is; and the cent
 which rises while all embeddings shrink to a point, whatever noise is left there being round.
 
 `prediction_over_copy` is what the predictor's error is over that of a guess that knows nothing of
-places. Where it stays above 0.95 nothing is learnt about places, collapsed or not; the verdict then
-carries a note.
+places. Where the last three are all above 0.95 nothing is learnt about places, collapsed or not;
+the verdict then carries a note.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _recent(values: Sequence[float]) -> float | None:
 
 def _note(history: History) -> str:
     ratios = _series(history, "prediction_over_copy")
-    if len(ratios) < _LAST or statistics.median(ratios[-_LAST:]) < _NO_BETTER:
+    if len(ratios) < _LAST or min(ratios[-_LAST:]) < _NO_BETTER:
         return ""
     return (
         f"the predictor's error is {ratios[-1]:.2f} of that of a guess that knows nothing of places"

@@ -176,7 +176,7 @@ class Health:
         Args:
           program: the compiled one of `lower`; None for a run that measures nothing.
           writer: where the numbers go.
-          progress: where good news goes; bad news is a warning in the log.
+          progress: where good news goes; bad news, a note included, is a warning in the log.
           every: steps between measurements.
           first: a step to measure besides.
           past: what the run measured before, if it was interrupted.
@@ -185,7 +185,7 @@ class Health:
         self._program, self._writer, self._progress = program, writer, progress
         self._every, self._first, self._main = every, first, main
         self._history = list(past)
-        self._said = collapse.judge(self._history).state
+        self._said = _gist(collapse.judge(self._history))
         self._held: tuple[int, dict[str, Any]] | None = None
 
     @classmethod
@@ -268,11 +268,16 @@ class Health:
         logged = {f"{collapse.PREFIX}{name}": value for name, value in values.items()}
         logged[collapse.VERDICT] = float(collapse.STATES.index(verdict.state))
         self._writer.write_scalars(step, logged)
-        if verdict.state == self._said:
+        if _gist(verdict) == self._said:
             return
-        self._said = verdict.state
+        self._said = _gist(verdict)
         words = f"step {step}: the representations are {verdict}"
-        if verdict.state == collapse.HEALTHY:
+        if verdict == collapse.Verdict(collapse.HEALTHY):
             self._progress.line(words)
         else:
             log.warning("%s (docs/collapse.md says what to do)", words)
+
+
+def _gist(verdict: collapse.Verdict) -> tuple[str, bool]:
+    """What of a verdict is news when it changes: its numbers always do."""
+    return verdict.state, bool(verdict.note)

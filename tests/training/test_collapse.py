@@ -90,7 +90,9 @@ def test_nothing_learnt_about_places_is_a_note():
     verdict = collapse.judge(trace([0.6] * 4, ratios=[1.4, 1.0, 0.99, 0.98]))
     assert verdict.state == "healthy"
     assert "0.98 of that of a guess" in str(verdict)
-    assert not collapse.judge(trace([0.6] * 4, ratios=[1.4, 1.0, 0.9, 0.8])).note
+    # Learning began late: two of three are above, and the last one is what the run does now.
+    for ratios in ([1.4, 1.0, 0.9, 0.8], [4.1, 1.4, 1.1, 0.78]):
+        assert not collapse.judge(trace([0.6] * 4, ratios=ratios)).note
 
 
 def test_measures_that_are_missing_or_not_finite():

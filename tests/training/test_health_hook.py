@@ -13,6 +13,7 @@ from jepa.methods.base import Outputs
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import health, loop
+from jepa.training.state import TrainState
 from tests.training import toy
 
 
@@ -122,6 +123,28 @@ def test_a_resumed_run_goes_on_judging(tmp_path, caplog):
     train(tmp_path, train__steps=10, **options)
     assert sorted(measured(tmp_path)) == [1, 2, 4, 6, 8, 10]
     assert "collapsed" not in caplog.text
+
+
+def test_a_note_on_a_healthy_run_is_told_once(caplog):
+    said, logged = Lines(), []
+    state = TrainState(0, *[None] * 6)
+
+    class Writer:
+        def write_scalars(self, step, values):
+            logged.append(values["health/verdict"])
+
+    class Same:
+        def __call__(self, state, batch):
+            return {"prediction_over_copy": jnp.float32(0.99)}
+
+    made = health.Health(
+        Same(), writer=Writer(), progress=said, every=1, first=0, past=[], main=True
+    )
+    for step in range(1, 7):
+        made.after(step, state, None)
+    made.flush()
+    assert logged == [0.0] * 6 and said == []
+    assert caplog.text.count("0.99 of that of a guess that knows nothing of places") == 1
 
 
 def test_of_micro_batches_some_are_measured(tmp_path):
