@@ -168,8 +168,19 @@ class Neighbours:
         return {"accuracy": float(np.mean(found == wanted))}
 
 
+def check_labels(data: str) -> None:
+    """Raises UserError for data that neighbours cannot be asked about: else the last runs would."""
+    section = {**KINDS[0].config(data, 0, 1).data, "streams": ("video", "label")}
+    for split in ("train", "test"):
+        EvalSet(section, split, 1)
+
+
 def run(config: ConfigDict, directory: Path, *, probe: bool) -> None:
-    """Trains a model, with the features' worth measured on the way if `probe`."""
+    """Trains a model, with the features' worth measured on the way if `probe`.
+
+    Raises:
+      KeyboardInterrupt: the run was told to stop; the next call goes on where it stopped.
+    """
     config = configs.resolve(config)
     mesh = meshes.make_mesh(config.mesh, jax.devices()[:1])
     method = methods.from_config(config)
@@ -177,7 +188,11 @@ def run(config: ConfigDict, directory: Path, *, probe: bool) -> None:
         config.data, global_batch=config.train.global_batch, seed=config.seed
     )
     evaluators = {"neighbours": Neighbours(config.data, method)} if probe else {}
-    loop.train(config, directory, method=method, loader=batches, mesh=mesh, evaluators=evaluators)
+    result = loop.train(
+        config, directory, method=method, loader=batches, mesh=mesh, evaluators=evaluators
+    )
+    if not result.finished:
+        raise KeyboardInterrupt  # half a run shows nothing, and the next one is not wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +271,8 @@ def main(out: Path, *, data: str, seeds: int, steps: int, long_steps: int) -> in
       UserError: a run with another config lies in `out`, or there are no such data.
     """
     began = time.perf_counter()
+    if long_steps:
+        check_labels(data)
     outcomes = []
     for kind in KINDS:
         for seed in range(seeds):

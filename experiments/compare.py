@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, repeated, train
 from experiments.processes import Stages, Stopped, hint
+from jepa.data import config as data_configs
 from jepa.data import storage
 from jepa.errors import UserError
 from jepa.evaluation import probes_config, probes_results, results
@@ -38,6 +39,7 @@ WITHOUT = flags.DEFINE_list(
     "without", [], "Also measure on clips with this taken away: shuffled, single, blank."
 )
 PIXELS = "pixels"
+_CONTROLS = tuple(name for name in data_configs.CHOICES["frame_control"] if name != "none")
 FILE, TABLE = "compare.json", "compare.md"
 
 
@@ -68,10 +70,13 @@ class Run:
         probes = (*self.arguments, f"--probes={','.join(measures)}")
         # Pixels read the same from every seed: what is measured differs in the labels drawn alone.
         stages.run(f"probe {label}", "experiments.probe", probes)
-        controls = (*probes, "--random_init", "--pixels")
-        if set(measures) - {"knn", "linear"}:
-            controls = controls[:-1]
+        # Pixels have no network that other probes could read or tune.
+        plain = [name for name in measures if name in ("knn", "linear")]
+        controls = [*probes, "--random_init", *(["--pixels"] if plain == list(measures) else [])]
         stages.run(f"probe the controls of {label}", "experiments.probe", controls)
+        if plain and plain != list(measures):
+            pixels = (*self.arguments, f"--probes={','.join(plain)}", "--pixels")
+            stages.run(f"probe the pixels of {label}", "experiments.probe", pixels)
         for control in without:
             less = (*probes, f"--frame_control={control}")
             stages.run(f"probe {label}, {control}", "experiments.probe", less)
@@ -111,6 +116,15 @@ def plan(
     return made
 
 
+def check_measures(measures: Sequence[str], without: Sequence[str]) -> None:
+    """Raises UserError for what probes would refuse only after the first training."""
+    known = probes_config.PROBES
+    if not measures or set(measures) - set(known):
+        raise UserError(f"--measures={','.join(measures)}: give one or more of {', '.join(known)}")
+    if set(without) - set(_CONTROLS):
+        raise UserError(f"--without={','.join(without)}: choose from {', '.join(_CONTROLS)}")
+
+
 def summarise(directory: Path) -> dict[str, Any]:
     """Returns what the workdirs under a directory found.
 
@@ -131,7 +145,7 @@ def summarise(directory: Path) -> dict[str, Any]:
             cell["by_seed"][seed] = numbers["accuracy"]["value"]
     if not found:
         raise UserError(
-            f"{directory} holds no measured run; run the command without --seeds= first"
+            f"{directory} holds no measured run; name the --workdir of one, or measure one first"
         )
     for run in found.values():
         for labels in run["encoders"].values():
@@ -216,10 +230,7 @@ def main() -> int:
     """Runs what is not done yet; returns the exit code."""
     if not train.WORKDIR.value:
         raise UserError("--workdir=DIR is needed (see --help)")
-    unknown = sorted(set(MEASURES.value) - set(probes_config.PROBES))
-    if unknown:
-        known = ", ".join(probes_config.PROBES)
-        raise UserError(f"--measures={','.join(MEASURES.value)}: give one or more of {known}")
+    check_measures(MEASURES.value, WITHOUT.value)
     directory = Path(train.WORKDIR.value)
     more = [f"--config.{pair}" for pair in repeated.SET.value]
     if train.DEVICES.value is not None:

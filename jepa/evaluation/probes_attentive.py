@@ -113,7 +113,8 @@ class Probes:
     def logits(self, params: Any, tokens: np.ndarray, rows: Sequence[int] | np.ndarray) -> Any:
         """Returns `[P, len(rows), C]` of clips `rows` of tokens `[n, N, D]`."""
         rows = np.asarray(rows)
-        size = min(_MOST_ROWS, len(rows))
+        # All probes read at once, as in training: what fitted there fits here.
+        size = min(_MOST_ROWS, self.options.batch_size, len(rows))
         found = []
         with jax.set_mesh(self._mesh):
             for start in range(0, len(rows), size):

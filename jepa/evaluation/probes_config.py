@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -103,10 +105,17 @@ def check(probe: ConfigDict) -> None:
         ("attentive.learning_rates", probe.attentive.learning_rates),
         ("finetune.learning_rates", probe.finetune.learning_rates),
     ):
-        if not values or min(values) <= 0:
+        if not _finite(values) or min(values) <= 0:
             raise UserError(f"config.probe.{path} is {tuple(values)}; give positive numbers")
-    if not probe.attentive.weight_decays or min(probe.attentive.weight_decays) < 0:
+    decays = probe.attentive.weight_decays
+    if not _finite(decays) or min(decays) < 0:
         raise UserError(
-            f"config.probe.attentive.weight_decays is {tuple(probe.attentive.weight_decays)}; "
-            "give numbers of at least 0"
+            f"config.probe.attentive.weight_decays is {tuple(decays)}; give numbers of at least 0"
         )
+
+
+def _finite(values: Sequence[Any]) -> bool:
+    """Whether these are numbers, at least one, and all finite."""
+    return bool(values) and all(
+        isinstance(value, (int, float)) and math.isfinite(value) for value in values
+    )

@@ -126,11 +126,15 @@ def test_wide_features_and_a_test_split_that_trains_are_refused(tmp_path, pictur
         ("held_out", 1.0, "above 0 and below 1"),
         ("seeds", 0, "at least 1"),
         ("train_labels", 1, "at least 2"),
+        ("linear.l2", ("a",), "positive numbers"),
+        ("linear.l2", (float("nan"),), "positive numbers"),
+        ("attentive.weight_decays", ("x",), "at least 0"),
+        ("finetune.learning_rates", (), "positive numbers"),
     ],
 )
 def test_a_bad_value_is_named(key, value, words):
     section = probes_config.default_probe()
-    section[key] = value
+    section.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=f"config.probe.{key} .*{words}"):
         probes_config.check(section)
 

@@ -5,7 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from experiments import collapse_demo, collapse_plots
+from experiments import cli, collapse_demo, collapse_plots
+from jepa.errors import UserError
+from jepa.training import loop
+from tests.evaluation import probe_toy
 
 
 def write_run(directory, spreads, name):
@@ -47,6 +50,31 @@ def test_a_wrong_verdict_is_named(outcomes, tmp_path):
     assert collapse_demo.missed([*outcomes, wrong]) == [
         "i-jepa, no teacher, seed 7: not called collapsed"
     ]
+
+
+def test_a_run_that_is_told_to_stop_ends_the_demonstration(tmp_path, monkeypatch):
+    probe_toy.write(tmp_path / "set")
+    data, given = f"idx:{tmp_path / 'set'}", {"seeds": 2, "steps": 20, "long_steps": 0}
+    begun = []
+
+    def stopped(config, directory, **kwargs):
+        begun.append(directory.name)
+        return loop.Result({}, 3, False, {}, None)
+
+    monkeypatch.setattr(collapse_demo.loop, "train", stopped)
+    monkeypatch.setattr(collapse_demo.loader, "make_train_loader", lambda *given, **named: None)
+    assert cli.exit_code(lambda: collapse_demo.main(tmp_path, data=data, **given)) == 130
+    assert begun == ["i-jepa-0"]
+
+
+def test_data_without_a_test_split_is_refused_before_the_first_run(tmp_path):
+    probe_toy.write(tmp_path / "set")
+    for file in (tmp_path / "set").glob("test-*"):
+        file.unlink()
+    given = {"data": f"idx:{tmp_path / 'set'}", "seeds": 1, "steps": 20, "long_steps": 20}
+    with pytest.raises(UserError, match="no split 'test'"):
+        collapse_demo.main(tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_plots_are_small(outcomes, tmp_path):

@@ -36,6 +36,44 @@ def test_plan_names_what_is_wrong(tmp_path, runs, seeds, said):
         compare.plan(runs, seeds, tmp_path, [])
 
 
+@pytest.mark.parametrize(
+    ("measures", "without", "said"),
+    [
+        ([], [], "--measures=: give one or more of knn, linear"),
+        (["knn", "cnn"], [], "--measures=knn,cnn: give one or more of"),
+        (["knn"], ["shuffle"], "--without=shuffle: choose from single, shuffled, blank"),
+        (["knn"], ["none"], "--without=none: choose from"),
+    ],
+)
+def test_what_probes_would_refuse_is_refused_before_training(measures, without, said):
+    with pytest.raises(UserError, match=said):
+        compare.check_measures(measures, without)
+    compare.check_measures(["knn", "finetune"], ["blank"])
+
+
+def test_pixels_are_measured_by_the_probes_that_can_read_them(tmp_path):
+    class Stages:
+        def __init__(self):
+            self.flags = []
+
+        def run(self, name, module, arguments):
+            self.flags.append([a for a in arguments if not a.startswith("--config")])
+
+    for measures, wanted in (
+        (["knn", "linear"], [["--random_init", "--pixels"]]),
+        (["linear", "attentive"], [["--random_init"], ["--pixels"]]),
+        (["attentive"], [["--random_init"]]),
+    ):
+        stages = Stages()
+        (run,) = compare.plan(["a=one.py"], ["0"], tmp_path, [])
+        run.do(stages, measures, [])
+        assert [
+            [f for f in flags[1:] if "--probes" not in f] for flags in stages.flags[2:]
+        ] == wanted
+        for flags in stages.flags[3:]:
+            assert "--probes=linear" in flags
+
+
 def test_summary_and_table_are_means_over_seeds(tmp_path):
     _measured(tmp_path / "a" / "seed0", {"trained": 0.8, "random_init": 0.6, "pixels": 0.7})
     _measured(tmp_path / "a" / "seed1", {"trained": 0.9, "random_init": 0.6})
