@@ -128,6 +128,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except (KeyError, AttributeError) as error:
         # What config_flags lets through for a key that the config does not have.
         raise UserError(_unknown_key(argv, str(error))) from error
+    except (IndexError, TypeError) as error:
+        # And for a place that a list of the config, such as `phases`, does not have.
+        raise UserError(_unknown_place(argv)) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags look like --name=value")
     for name in flags.FLAGS:
@@ -155,6 +158,12 @@ def _unknown_key(argv: Sequence[str], quoted: str) -> str:
         if argument.startswith("--") and key in path.split(".")[1:]:
             return f"{argument}: the config has no key {key!r} there; {mend}"
     return f"the config has no key {key!r}; {mend}"
+
+
+def _unknown_place(argv: Sequence[str]) -> str:
+    indexed = (a for a in argv if a.startswith("--") and "[" in a.partition("=")[0])
+    where = next((f"{argument}: " for argument in indexed), "")
+    return f"{where}the config has nothing in that place; places of a list count from [0]"
 
 
 def _check_loaded(name: str, flag: object) -> None:

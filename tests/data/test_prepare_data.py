@@ -173,7 +173,7 @@ if __name__ == "__main__":
 _CONFIG = """
 from ml_collections import ConfigDict
 def get_config():
-    return ConfigDict({"model": {"width": 8}})
+    return ConfigDict({"model": {"width": 8}, "phases": ({"steps": 1},)})
 """
 
 
@@ -189,6 +189,12 @@ def get_config():
         ("--config=c.py --workdir=w --config.modle.width=9", 2, "has no key 'modle'"),
         ("--config=c.py --workdir=w --config.zzz=9", 2, "no key 'zzz' there; see the config"),
         ("--config=c.py --workdir=w --config.model.width=wide", 2, "width=wide"),
+        (
+            "--config=c.py --workdir=w --config.phases[1].steps=9",
+            2,
+            "--config.phases[1].steps=9: the config has nothing in that place; places of a list",
+        ),
+        ("--config=c.py --workdir=w --config.phases[x].steps=9", 2, "nothing in that place"),
         ("--config=none.py --workdir=w", 2, "--config: the config file cannot be read"),
         ("--config=c.py", 2, "--workdir"),
         ("--workdir=w", 2, "--config"),
