@@ -57,7 +57,7 @@ class FolderSplit:
         splits = _folders(self._directory)
         if split not in splits:
             raise UserError(
-                f"{directory} has no folder {split!r} for the split; it has "
+                f"{self._directory} has no folder {split!r} for the split; it has "
                 f"{', '.join(splits) or 'none'}"
             )
         every = {name for one in splits for name in _folders(self._directory / one)}

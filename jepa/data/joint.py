@@ -50,7 +50,10 @@ def images_config(config: DataConfig) -> tuple[DataConfig, int]:
                 f"{', '.join(sorted((_BATCH, *_OWN)))}"
             )
     shared = {key: getattr(config, key) for key in _SHARED}
-    return DataConfig.parse({**shared, **given, "frames": 1}), rows
+    try:
+        return DataConfig.parse({**shared, **given, "frames": 1}), rows
+    except UserError as error:
+        raise UserError(f"of data.images: {error}") from error
 
 
 class JointLoader:

@@ -176,6 +176,10 @@ class Tubes:
 
 
 def _parse_kind(name: str, config: Mapping[str, Any], section: str) -> Kind:
+    if not hasattr(config, "items"):
+        raise UserError(
+            f"{section} is {config!r}; give a section, such as {{'blocks': 8, 'scale': 0.15}}"
+        )
     known = {field.name for field in dataclasses.fields(Kind)} - {"name"}
     values = dict(config.items())
     check_known(section, values, known)

@@ -67,7 +67,8 @@ def test_it_goes_on_from_its_state_on_any_number_of_hosts(data):
         ({"batch": 0}, "data.images.batch is 0"),
         ({"batch": 3}, "data.images.batch is 3, which 2 hosts"),
         ({"frames": 4}, "'data.images.frames' does not exist"),
-        ({"size": 15}, "data.patch is 4"),
+        ({"size": 15}, "of data.images: data.patch is 4"),
+        ({"path": ""}, "of data.images: data.path is ''"),
     ],
 )
 def test_a_mistake_in_the_images_is_told(data, images, words):

@@ -194,6 +194,7 @@ def _kinds(**options):
         ({"kinds": {"long": {"blocks": 2}}}, ["masks.kinds.long", "'scale'"]),
         ({"kinds": {}}, ["masks.kinds", "at least one"]),
         ({"kinds": "short"}, ["masks.kinds is 'short'", "section"]),
+        ({"kinds": {"long": 8}}, ["masks.kinds.long is 8", "section"]),
         ({"targets": 4}, ["masks.targets", "known are"]),
     ],
 )
