@@ -21,7 +21,7 @@ def data(tmp_path_factory):
     return write(tmp_path_factory.mktemp("data") / "set", {"train": records})
 
 
-def joint(path, **images):
+def joint(path, /, **images):
     images = {"path": str(path), "batch": 4, "size": 16, **images}
     images.setdefault("masks", {"sampler": "tubes", "kinds": KINDS})
     streams, masks = ("video", "masks"), {"sampler": "tubes"}
