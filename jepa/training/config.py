@@ -220,6 +220,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     else:
         full["ema"] = ConfigDict(_fill("ema", config.ema, default_ema_config()))
     _check_type("seed", full.seed, 0, False)
+    if not 0 <= full.seed < 2**32:  # JAX takes the lowest 32 bits, the data pipeline no sign
+        raise UserError(f"The config key 'seed' is {full.seed}; give one from 0 to {2**32 - 1}.")
     if full.dtype not in DTYPES:
         raise UserError(f"The config key 'dtype' is {full.dtype!r}; choose one of {DTYPES}.")
     _check_values(full)

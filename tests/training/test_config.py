@@ -17,6 +17,8 @@ from tests.training import toy
         ("train__steps", 2.5, "train.steps.*2.5.*integer"),
         ("train__steps", True, "train.steps.*integer"),
         ("train__global_batch", 0, "global_batch.*at least 1"),
+        ("seed", -1, "'seed' is -1; give one from 0 to 4294967295"),
+        ("seed", 2**32, "'seed' is 4294967296; give one from 0"),
         ("train__keep_best_mode", "most", "keep_best_mode.*'max' or 'min'"),
         ("train__keep_best_metric", "a/b", "keep_best_metric.*eval_every"),
         ("train__profile_steps", (5, 2), "profile_steps"),
