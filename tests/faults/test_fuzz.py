@@ -52,7 +52,7 @@ def test_a_codec_that_nothing_decodes(sound):
         verify.verify(data)
     with pytest.raises(ValueError, match="its codec"):
         folder._header(io.BytesIO(data), ".mp4")
-    assert images._size(data) == (1, 1)
+    assert images.picture_size(data) == (1, 1)
 
 
 @pytest.mark.slow
