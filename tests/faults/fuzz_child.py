@@ -118,7 +118,7 @@ def prepared(record: Any, problems: list[str], *, transcoded: bool) -> None:
     looks: list[tuple[str, Callable[[], Any], Any]] = [
         ("verify", lambda: verify.verify(data), verify.BadVideo),
         ("folder", lambda: folder._header(io.BytesIO(data), ".mp4"), refusals),
-        ("images", lambda: images._size(data), ()),
+        ("images", lambda: images.picture_size(data), ()),
     ]
     if transcoded:
         looks.append(("transcode", lambda: transcode.transcode(data, 32), verify.BadVideo))
