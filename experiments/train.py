@@ -98,6 +98,11 @@ def setup(config: ConfigDict, *, devices: int | None = None) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         log.addHandler(handler)
+        # absl's, or one of a library, would say all that once more.
+        for other in logging.getLogger().handlers:
+            on_stderr = getattr(other, "stream", None) is sys.stderr
+            if on_stderr or isinstance(other, absl_logging.ABSLHandler):
+                other.addFilter(lambda record: record.name != log.name)
 
 
 def distrust_cache(mesh: jax.sharding.Mesh) -> None:

@@ -4,6 +4,7 @@ TensorFlow is on the path of the processes here as a package that refuses to be 
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -167,6 +168,16 @@ def test_the_devices_of_a_mesh_are_those_of_all_processes(monkeypatch, mesh, pro
     monkeypatch.setattr(train.meshes, "set_cpu_devices", seen.append)
     train.setup(config)
     assert seen == ([] if shown is None else [shown])
+
+
+def test_a_warning_is_said_once_whoever_else_listens(monkeypatch, capsys):
+    log, root = logging.getLogger("jepa"), logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [logging.StreamHandler(sys.stderr)])
+    monkeypatch.setattr(log, "handlers", [])
+    train.setup(train.configs.resolve(tiny.get_config()))
+    log.warning("of this library")
+    logging.getLogger("another").warning("of another")
+    assert capsys.readouterr().err == "WARNING: of this library\nof another\n"
 
 
 @pytest.mark.parametrize("devices", [1, 2])
