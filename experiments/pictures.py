@@ -96,6 +96,11 @@ class Encoder:
                     "pictures show; let it return them"
                 )
             parts.append(np.asarray(arrays["video"][:valid], np.float32))
+            if not np.isfinite(parts[-1]).all():
+                raise UserError(
+                    f"the encoder's {kind}['video'] are not finite, so there is nothing to show; "
+                    "take an earlier checkpoint (--checkpoint=STEP)"
+                )
         return np.concatenate(parts)
 
     def clips(self, numbers: Sequence[int]) -> tuple[dict[int, np.ndarray], dict[int, str]]:
@@ -168,6 +173,13 @@ def load(
 def draw_pca(encoder: Encoder, clips: int, out: Path) -> list[Path]:
     """Draws the main components of the tokens of the first clips."""
     tokens = encoder.tokens(clips)
+    count, least = tokens[..., 0].size, patch_pca.COMPONENTS + 1
+    if count < least or tokens.shape[-1] < patch_pca.COMPONENTS:
+        raise UserError(
+            f"--clips={clips} gives {count} tokens of {tokens.shape[-1]} numbers, and three "
+            f"components need {least} tokens of {patch_pca.COMPONENTS}; raise --clips, or leave "
+            "pca out of --kinds"
+        )
     palette = patch_pca.fit(tokens.reshape(-1, tokens.shape[-1]))
     found, _ = encoder.clips(range(len(tokens)))
     frames = np.stack(list(found.values()))
@@ -175,7 +187,7 @@ def draw_pca(encoder: Encoder, clips: int, out: Path) -> list[Path]:
         [patch_pca.enlarge(one, *frames.shape[1:4]) for one in patch_pca.paint(tokens, palette)]
     )
     shares = ", ".join(f"{share:.0%}" for share in palette.explained)
-    print(f"pca: red, green and blue hold {shares} of the variance of {tokens[..., 0].size} tokens")
+    print(f"pca: red, green and blue hold {shares} of the variance of {count} tokens")
     written = [_png(out / "pca.png", patch_pca.grid(frames, painted))]
     if frames.shape[1] > 1:
         moving = patch_pca.beside(frames, painted)
@@ -187,6 +199,11 @@ def draw_pca(encoder: Encoder, clips: int, out: Path) -> list[Path]:
 def draw_neighbours(encoder: Encoder, clips: int, k: int, among: int, out: Path) -> list[Path]:
     """Draws evenly spread clips of the split beside their nearest neighbours."""
     vectors = encoder.pooled(among)
+    if len(vectors) < 2:
+        raise UserError(
+            f"--split={encoder.split} has one clip, which has no neighbours; name another, or "
+            "leave neighbours out of --kinds"
+        )
     queries = np.unique(np.linspace(0, len(vectors) - 1, clips).round().astype(int))
     k = min(k, len(vectors) - 1)
     places, similarities = neighbours.nearest(vectors[queries], vectors, k, own=queries)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jepa.evaluation import probes_linear
+from jepa.evaluation import probes_attentive, probes_linear
 from jepa.evaluation.probes_attentive import Options, Probes
 from jepa.models.attentive_probe import AttentiveProbe, fitting_heads
 from jepa.parallel import mesh as meshes
@@ -155,6 +155,21 @@ def test_only_the_given_rows_are_trained_on(mesh):
     poisoned = probes.train(tokens, labels, rows, seed=0)
     for one, other in zip(jax.tree.leaves(clean), jax.tree.leaves(poisoned), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_all_probes_read_no_more_clips_at_once_than_they_train_on(mesh, monkeypatch):
+    tokens, _ = ordered(20)
+    sizes = []
+
+    def forward(model, params, rows):
+        sizes.append(len(rows))
+        return np.asarray(rows, np.float32).sum(axis=(1, 2))[None, :, None]
+
+    monkeypatch.setattr(probes_attentive, "_forward", forward)
+    probes = Probes(classes=2, width=16, options=Options(batch_size=8), mesh=mesh)
+    found = probes.logits(None, tokens, np.arange(20))
+    assert sizes == [8, 8, 8]
+    np.testing.assert_allclose(found[0, :, 0], tokens.sum(axis=(1, 2), dtype=np.float32))
 
 
 def test_the_default_grid_is_v_jepa_2s():

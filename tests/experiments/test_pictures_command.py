@@ -12,6 +12,7 @@ from jepa.data import loader
 from jepa.data.config import DataConfig
 from jepa.errors import UserError
 from jepa.methods import i_jepa
+from jepa.methods.base import Outputs
 from jepa.parallel import mesh as meshes
 from jepa.training import config as configs
 from jepa.training import loop
@@ -137,3 +138,24 @@ def test_mistakes_are_named(trained, tmp_path):
     with pytest.raises(UserError, match="test2"):
         pictures.main(config, workdir, tmp_path / "out", kinds=["pca"], split="test2")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_drawn_is_said_in_a_sentence(tmp_path):
+    write_idx(tmp_path, "test", 3)
+    data = DataConfig.parse({"path": f"idx:{tmp_path}", "frames": 1, "size": 16})
+
+    def encoder(value, width=8):
+        def embed(video):
+            made = np.full((len(video), 1, width), value, np.float32)
+            return Outputs(tokens={"video": made}, pooled={"video": made[:, 0]})
+
+        return pictures.Encoder(embed, 2, (1, 1, 1), data, "test")
+
+    with pytest.raises(UserError, match="3 tokens of 8 numbers.*raise --clips"):
+        pictures.draw_pca(encoder(1.0), 4, tmp_path)
+    with pytest.raises(UserError, match="not finite.*earlier checkpoint"):
+        pictures.draw_pca(encoder(np.nan), 4, tmp_path)
+    with pytest.raises(UserError, match="not finite"):
+        pictures.draw_neighbours(encoder(np.nan), 2, 1, 3, tmp_path)
+    with pytest.raises(UserError, match="--split=test has one clip"):
+        pictures.draw_neighbours(encoder(1.0), 2, 1, 1, tmp_path)
