@@ -58,8 +58,8 @@ class FolderSplit:
         if split not in splits:
             raise UserError(
                 f"{self._directory} has no folder {split!r} for the split; it has "
-                f"{', '.join(splits) or 'none'}; set data.split to one of them, or put class folders "
-                f"(or pictures of no class) into {self._directory / split}"
+                f"{', '.join(splits) or 'none'}; set data.split to one of them, or put the class "
+                f"folders (or pictures of no class) into {self._directory / split}"
             )
         every = {name for one in splits for name in _folders(self._directory / one)}
         for name in every:
