@@ -131,6 +131,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except (IndexError, TypeError) as error:
         # And for a place that a list of the config, such as `phases`, does not have.
         raise UserError(_unknown_place(argv)) from error
+    except (OSError, ImportError) as error:
+        # And for a file that is not there, where a key is given beside it.
+        raise UserError(_unread("config", error)) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags look like --name=value")
     for name in flags.FLAGS:
@@ -172,5 +175,9 @@ def _check_loaded(name: str, flag: object) -> None:
     try:
         _ = value.is_locked if value is not None else None
     except (OSError, ImportError) as error:
-        reason = str(error).splitlines()[-1].strip()  # the lines before say what was tried
-        raise UserError(f"--{name}: the config file cannot be read: {reason}") from error
+        raise UserError(_unread(name, error)) from error
+
+
+def _unread(name: str, error: Exception) -> str:
+    reason = str(error).splitlines()[-1].strip()  # the lines before say what was tried
+    return f"--{name}: the config file cannot be read: {reason}"

@@ -196,6 +196,7 @@ def get_config():
         ),
         ("--config=c.py --workdir=w --config.phases[x].steps=9", 2, "nothing in that place"),
         ("--config=none.py --workdir=w", 2, "--config: the config file cannot be read"),
+        ("--config=none.py --workdir=w --config.model.width=9", 2, "file cannot be read"),
         ("--config=c.py", 2, "--workdir"),
         ("--workdir=w", 2, "--config"),
         ("--workdir=w --config.model.width=9", 2, "name the config first"),
