@@ -67,6 +67,12 @@ def read(
         records = view.records if known is None else []
         numbers = np.arange(len(view))
         for name in names:
+            if not view.dataset.classes.get(name):
+                has = ", ".join(sorted(view.dataset.classes)) or "none"
+                raise UserError(
+                    f"probe.labels (or data.label, where they are empty) has {name!r}, which "
+                    f"{view.dataset.path} does not define; name one that it has: {has}"
+                )
             own = dataclasses.replace(data, label=name)
             labels = sources.open_labels(own, [view.dataset])
             ids = labels.of(view.dataset.split, numbers, records)

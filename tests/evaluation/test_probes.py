@@ -115,7 +115,7 @@ def test_wide_features_and_a_test_split_that_trains_are_refused(tmp_path, pictur
         suite(tmp_path, pictures, mesh, most_features=10).measure(encoder, "class", "linear")
     with pytest.raises(UserError, match="measures its memory"):
         suite(tmp_path, pictures, mesh, train_split="test")
-    with pytest.raises(UserError, match="'colour', which .* does not define"):
+    with pytest.raises(UserError, match="probe.labels .*'colour', which .* it has: class"):
         suite(tmp_path, pictures, mesh, labels=("colour",))
 
 
