@@ -270,7 +270,7 @@ def _check_values(config: ConfigDict) -> None:
         _at_least("ema.schedule_scale", config.ema.schedule_scale, 1)
         if config.ema.steps is not None:
             _at_least("ema.steps", config.ema.steps, 1)
-    for key in ("b1", "b2"):
+    for key in ("b1", "b2", "muon_momentum"):
         if not 0 <= optimizer[key] < 1:
             raise UserError(
                 f"The config key 'optimizer.{key}' is {optimizer[key]}; make it at least 0 and "

@@ -216,6 +216,34 @@ def _decay(schedule: schedules.Schedule) -> optax.GradientTransformation:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and re.compile(value) is not None
+    except re.error:
+        return False
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, tuple | list) or len(row) != 3 or not _is_pattern(row[0]):
+        return False
+    return all(
+        isinstance(axes, tuple | list) and axes and all(isinstance(axis, int) for axis in axes)
+        for axes in row[1:]
+    )
+
+
+def _check_tables(config: Mapping[str, Any]) -> None:
+    for pattern in config["no_decay"]:
+        if not _is_pattern(pattern):
+            raise UserError(f"optimizer.no_decay has {pattern!r}; give a regular expression.")
+    for row in config["muon_matrices"]:
+        if not _is_row(row):
+            raise UserError(
+                f"optimizer.muon_matrices has {row!r}; give (regular expression, "
+                "(input axis, ...), (output axis, ...))."
+            )
+
+
 def make(
     config: Mapping[str, Any],
     *,
@@ -236,11 +264,12 @@ def make(
       age: since when each parameter has been trained; None for a run that begins.
 
     Raises:
-      UserError: for an unknown optimizer or schedule.
+      UserError: for an unknown optimizer or schedule, or patterns that are none.
     """
     name = config["name"]
     if name not in NAMES:
         raise UserError(f"optimizer.name is {name!r}; choose one of {', '.join(map(repr, NAMES))}.")
+    _check_tables(config)
     no_decay = tuple(config["no_decay"])
 
     def mask(params: Tree) -> dict[str, Any]:

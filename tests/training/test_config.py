@@ -28,6 +28,7 @@ from tests.training import toy
         ("optimizer__learning_rate", float("nan"), "learning_rate.*finite"),
         ("optimizer__learning_rate", -1.0, "learning_rate.*positive"),
         ("optimizer__b2", 1.0, "optimizer.b2"),
+        ("optimizer__muon_momentum", 5.0, "optimizer.muon_momentum.*less than 1"),
         ("optimizer__clip_norm", 0.0, "clip_norm.*None"),
         ("optimizer__no_decay", "bias", "no_decay.*tuple"),
         ("optimizer__start_factor", -0.1, "start_factor.*at least 0"),

@@ -110,6 +110,19 @@ def test_unknown_optimizer():
         make(name="adamx")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("no_decay", ("bias(",), r"no_decay has 'bias\('; give a regular expression"),
+        ("muon_matrices", (("x",),), r"muon_matrices has \('x',\); give \(regular"),
+        ("muon_matrices", (("x", (0,), 1),), "input axis"),
+    ],
+)
+def test_tables_that_are_none(key, value, words):
+    with pytest.raises(UserError, match=words):
+        make(**{key: value})
+
+
 def test_muon_makes_each_matrix_of_a_stack_orthogonal_and_leaves_the_rest_to_nadam():
     rng = np.random.default_rng(0)
     params = {
