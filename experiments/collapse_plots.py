@@ -26,7 +26,7 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-        axis.tick_params(labelsize=8)
+        axis.tick_params(which="both", labelsize=8)  # log axes may have minor labels only
     return figure, axes
 
 
@@ -96,6 +96,7 @@ def write_losses(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) ->
             points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
             colour = _BROKEN if "," in name else _HEALTHY
             axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.2)
+            axis.set_xlim(0, 1.03 * rows[-1]["step"])  # a step above the same step
             if row:
                 axis.set_ylim(0, 0.8)
                 axis.axhline(0.1, color=_GREY, linewidth=0.8, linestyle=":")
