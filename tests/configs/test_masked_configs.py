@@ -57,9 +57,9 @@ PUBLISHED = {
     },
     "v_jepa_2_1/distillation": {"small": (22, 23), "base": (86, 23), "large": (304, 23)},
     "i_jepa/fashion_mnist": {"": (0.8, 0.12)},
-    "v_jepa/world": {"": (1.19, 0.12)},
-    "v_jepa_2/world": {"": (1.19, 0.12)},
-    "v_jepa_2_1/world": {"": (1.19, 0.25)},
+    "v_jepa/world": {"": (1.19, 0.067)},
+    "v_jepa_2/world": {"": (1.19, 0.067)},
+    "v_jepa_2_1/world": {"": (1.19, 0.2)},
 }
 ALL = [(path, size) for path, sizes in PUBLISHED.items() for size in sizes]
 
