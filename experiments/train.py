@@ -30,7 +30,7 @@ from jepa import methods
 from jepa.data import config as data_configs
 from jepa.data import dataset, loader, sources
 from jepa.errors import UserError
-from jepa.evaluation import held_out, suite
+from jepa.evaluation import held_out, online_knn, suite
 from jepa.methods import Method
 from jepa.parallel import hosts
 from jepa.parallel import mesh as meshes
@@ -209,16 +209,32 @@ class Parts:
     def evaluators(self, phase: phases.Phase, method: Method) -> dict[str, loop.Evaluator]:
         """Returns what `train.eval_every` asks for as callbacks on the train state.
 
-        The suite reads the moving average of the parameters where there is one. The held-out loss
-        reads both, on batches of the size that training takes the loss over.
+        The suite and the k-NN probe read the moving average of the parameters where there is one.
+        The held-out loss reads both, on batches of the size that training takes the loss over.
+
+        Raises:
+          UserError: the data has no such split or label, or `train.keep_best_metric` names a number
+            of the probe that it does not give.
         """
         config = phase.config
-        settings = config.train
+        settings, sections = config.train, config.evaluation
+        made: dict[str, loop.Evaluator] = {}
         if not settings.eval_every:
-            return {}
-        if not _only_held_out(config):
-            evaluator = suite.Evaluator(method, config.data, config.evaluation, self._mesh)
-            return {"evaluation": lambda state: evaluator.quick(state.averaged, state.method_state)}
+            return made
+        if _of_suite(config):
+            evaluator = suite.Evaluator(method, config.data, sections, self._mesh)
+            made["evaluation"] = lambda state: evaluator.quick(state.averaged, state.method_state)
+        elif _wants_loss(config):
+            made["held_out"] = self._held_out(phase, method)
+        if sections.get("knn") is not None:
+            probe = online_knn.OnlineKnn(method, config.data, sections.knn, self._mesh)
+            made["knn"] = lambda state: probe(state.averaged, state.method_state)
+            others = [f"{name}/" for name in made if name != "knn"]
+            configs.check_best(config, [*others, *(f"knn/{key}" for key in probe.keys)])
+        return made
+
+    def _held_out(self, phase: phases.Phase, method: Method) -> loop.Evaluator:
+        config, settings = phase.config, phase.config.train
         section = held_out.default_held_out(**config.evaluation.get("held_out", {}))
         parts = 1 if settings.gradient_cache else settings.accumulate
         batch = settings.global_batch // parts
@@ -232,17 +248,22 @@ class Parts:
             limit=section.batches * batch,
             step=phase.last,
         )
-        return {
-            "held_out": lambda state: measure(state.params, state.target_params, state.method_state)
-        }
+        return lambda state: measure(state.params, state.target_params, state.method_state)
 
 
-def _only_held_out(config: ConfigDict) -> bool:
-    return set(config.evaluation) <= {"held_out"}
+def _of_suite(config: ConfigDict) -> bool:
+    """Whether `evaluation` is the section of `suite`, beside which `knn` may stand."""
+    return not set(config.evaluation) <= {"held_out", "knn"}
+
+
+def _wants_loss(config: ConfigDict) -> bool:
+    """Whether the held-out loss is asked for: by its name, or as what there is besides a suite."""
+    given = config.evaluation
+    return given.get("held_out") is not None if "held_out" in given else given.get("knn") is None
 
 
 def check_evaluation(config: ConfigDict) -> None:
-    """Checks the section `evaluation`: that of `suite`, or `held_out` alone, or nothing.
+    """Checks the section `evaluation`: that of `suite`, or `held_out`, or nothing; with `knn`.
 
     Args:
       config: of a run, resolved.
@@ -250,10 +271,31 @@ def check_evaluation(config: ConfigDict) -> None:
     Raises:
       UserError: a key that does not exist, or a value out of range.
     """
-    if not _only_held_out(config):
-        suite.check(config.evaluation)
-    elif "held_out" in config.evaluation:
-        held_out.check(config.evaluation.held_out)
+    sections = config.evaluation
+    if _of_suite(config):
+        suite.check(sections)
+    elif sections.get("held_out") is not None:
+        held_out.check(sections.held_out)
+    if sections.get("knn") is not None:
+        online_knn.Settings.parse(sections.knn)
+
+
+def check_labels(config: ConfigDict) -> None:
+    """Checks the clips of `evaluation.knn` in phases on data of their own, which begin late.
+
+    Raises:
+      UserError: see `online_knn.draw`.
+    """
+    section = config.evaluation.get("knn")
+    known: list[Any] = []
+    for phase in phases.plan(config) if section is not None else ():
+        data = data_configs.DataConfig.parse(phase.config.data)
+        if not phase.config.train.eval_every or (data.sources, data.label) in known:
+            continue
+        known.append((data.sources, data.label))
+        if phase.index:  # Those of the first are drawn before anything is compiled.
+            with phases.naming(phase.name):
+                online_knn.draw(online_knn.Settings.parse(section), data)
 
 
 def main(
@@ -277,6 +319,7 @@ def main(
     # A mistake there would otherwise show only when training is over.
     check_evaluation(config)
     check_data(config)
+    check_labels(config)
     setup(config, devices=devices)
     mesh = meshes.make_mesh(config.mesh)
     distrust_cache(mesh)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ import ml_dtypes
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jepa.data import cache, prefetch, storage
+from jepa.data import cache, storage
 from jepa.data.config import DataConfig
 from jepa.data.evalset import EvalSet
 from jepa.data.jobs import Progress
 from jepa.errors import UserError
+from jepa.evaluation import probes_embedding
 from jepa.methods.base import Method, Params
 from jepa.nn.frames import Video, to_rgb
 from jepa.parallel import hosts
@@ -44,7 +45,6 @@ VERSION = 1
 STORAGE = ("float32", "float16", "bfloat16")
 # What of the section `data` decides how evaluation sees a clip; see `clips.View`.
 _SEEN = ("frames", "fps", "size", "pixels", "frame_control")
-_IN_FLIGHT = 4
 _CHUNK = 1 << 24
 
 
@@ -82,6 +82,12 @@ def of_method(
       pooling: "mean" takes the method's pooled vector, "all" every token, one behind the other.
       name: for progress and messages.
     """
+    digest = digest_of_words([VERSION, "method", described, pooling, digest_of((params, state))])
+    return Encoder(name, digest, (params, state), reader(method, pooling))
+
+
+def reader(method: Method, pooling: str) -> Callable[[Any, Video], dict[str, jax.Array]]:
+    """Returns `Encoder.apply` of a method, for the arguments `(params, state)`; see `of_method`."""
 
     def apply(arguments: Any, video: Video) -> dict[str, jax.Array]:
         of_params, of_state = arguments
@@ -98,8 +104,7 @@ def of_method(
             "tokens": tokens,
         }
 
-    digest = digest_of_words([VERSION, "method", described, pooling, digest_of((params, state))])
-    return Encoder(name, digest, (params, state), apply)
+    return apply
 
 
 def of_pixels(size: int, *, grey: bool, name: str = "pixels") -> Encoder:
@@ -234,21 +239,17 @@ class FeatureStore:
             main = jax.process_index() == 0
             shown = stack.enter_context(Progress(name, len(numbers), "clip", main=main))
             open_writers = {kind: stack.enter_context(writers[kind]) for kind in kinds}
-            flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
-
-            def land() -> None:
-                valid, arrays = flying.popleft()
-                for kind, array in arrays.items():
-                    open_writers[kind].append(np.asarray(jax.device_get(array))[:valid])
-                shown.add(valid)
-
-            sharding, part = meshes.batch_sharding(self._mesh), meshes.batch_part(self._mesh)
-            for valid, video in view.batches(self.batch_size, numbers, part):
-                flying.append((valid, program(encoder.arguments, prefetch.put(video, sharding))))
-                if len(flying) > _IN_FLIGHT:
-                    land()
-            while flying:
-                land()
+            found = probes_embedding.embedded(
+                functools.partial(program, encoder.arguments),
+                view,
+                numbers,
+                batch_size=self.batch_size,
+                mesh=self._mesh,
+            )
+            for arrays in found:
+                for kind, rows in arrays.items():
+                    open_writers[kind].append(rows)
+                shown.add(len(rows))
 
     def _program(self, encoder: Encoder, kinds: tuple[str, ...]) -> Callable[..., Any]:
         key = (encoder.digest, kinds)

@@ -37,7 +37,13 @@ class Labelled:
 
 
 def read(
-    data: DataConfig, names: tuple[str, ...], *, train: str, test: str, limit: int | None
+    data: DataConfig,
+    names: tuple[str, ...],
+    *,
+    train: str,
+    test: str,
+    limit: int | None,
+    section: str = "probe",
 ) -> Mapping[str, Labelled]:
     """Returns the labels of two splits by name.
 
@@ -47,14 +53,15 @@ def read(
       train: the split whose labels train.
       test: the split that measures.
       limit: test on the first so many records only; None for all.
+      section: of the config that names splits and labels, for messages.
 
     Raises:
       UserError: a split or label does not exist, or nobody has the label.
     """
     if train == test:
         raise UserError(
-            f"probe.train_split and probe.test_split are both {train!r}; a probe that is tested on "
-            "the labels it has seen measures its memory: name another split"
+            f"{section}.train_split and {section}.test_split are both {train!r}; a probe that is "
+            "tested on the labels it has seen measures its memory: name another split"
         )
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
     # A cache of clips would decode a whole split, and no clip is looked at here.
@@ -70,7 +77,7 @@ def read(
             if not view.dataset.classes.get(name):
                 has = ", ".join(sorted(view.dataset.classes)) or "none"
                 raise UserError(
-                    f"probe.labels (or data.label, where they are empty) has {name!r}, which "
+                    f"{section}.labels (or data.label, where they are empty) has {name!r}, which "
                     f"{view.dataset.path} does not define; name one that it has: {has}"
                 )
             own = dataclasses.replace(data, label=name)
@@ -78,7 +85,7 @@ def read(
             ids = labels.of(view.dataset.split, numbers, records)
             if np.all(ids < 0):
                 raise UserError(
-                    f"probe.labels has {name!r}, which no record of split {split!r} has; name "
+                    f"{section}.labels has {name!r}, which no record of split {split!r} has; name "
                     "another label or split"
                 )
             found[name][side], classes[name] = ids, labels.classes

@@ -291,9 +291,9 @@ class Evaluator:
 def check(config: ConfigDict) -> None:
     """Raises `UserError` for a key of the `evaluation` section that does not exist."""
     allowed = default_evaluation()
-    check_known("evaluation", config, allowed)
+    check_known("evaluation", config, [*allowed, "knn"])  # which has checks of its own
     for key, value in config.items():
-        if isinstance(allowed[key], ConfigDict) and isinstance(value, ConfigDict):
+        if isinstance(allowed.get(key), ConfigDict) and isinstance(value, ConfigDict):
             check_known(f"evaluation.{key}", value, allowed[key])
     for bar in config.get("bars", ()):
         if len(bar) != 2 or str(bar[0]).split(".")[0] not in _MEASURED:
