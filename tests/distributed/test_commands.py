@@ -132,7 +132,7 @@ def test_training_from_weights_with_caches_and_then_its_evaluation(world, encode
 
 
 @pytest.mark.slow
-def test_held_out_loss_and_probes(world, tmp_path):
+def test_held_out_loss_and_neighbours_and_probes(world, tmp_path):
     more = (
         "--config.train.steps=4", "--config.train.eval_every=2", "--config.train.keep_last=1",
         "--config.train.keep_best_metric=held_out/loss", "--config.train.keep_best_mode=min",
@@ -143,10 +143,10 @@ def test_held_out_loss_and_probes(world, tmp_path):
     for count in (1, 2):
         command("train", "lejepa", world, tmp_path / f"{count}", count, *more)
         command("probe", "lejepa", world, tmp_path / f"{count}", count, *more, *probe)
-    one, two = ([row["held_out/loss"] for row in rows(tmp_path / n) if "held_out/loss" in row]
-                for n in "12")  # fmt: skip
-    assert len(one) == 2
-    np.testing.assert_allclose(two, one, rtol=1e-9)
+    for name in ("held_out/loss", "knn/colour", "knn/colour_chance", "knn/shape"):
+        one, two = ([row[name] for row in rows(tmp_path / n) if name in row] for n in "12")
+        assert len(one) == 2
+        np.testing.assert_allclose(two, one, rtol=1e-9)
     runs = [tmp_path / n / "run" for n in "12"]
     # Pooled features are kept in float32; the classes and the hits that follow are the same.
     names = [sorted(path.name for path in (run / "features").iterdir()) for run in runs]

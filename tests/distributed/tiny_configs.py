@@ -5,6 +5,7 @@
 
 from configs.lejepa import fashion_mnist
 from configs.v_jepa_2 import world
+from jepa.evaluation.online_knn import default_knn
 from tests.experiments import tiny
 
 NAMES = ("vl_jepa", "v_jepa_2", "lejepa")
@@ -34,5 +35,7 @@ def lejepa():
     config.model.global_views.update(count=2, size=32)
     config.model.projector.update(features=16, hidden=(32,))
     config.evaluation.held_out.split = "validation"
+    # An uneven last batch, of which one of two processes has nothing.
+    config.evaluation.knn = default_knn(labels=("colour", "shape"), batch_size=8, k=3)
     config.probe.test_split = "validation"
     return config
