@@ -8,6 +8,7 @@ import fcntl
 import importlib
 import json
 import logging
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -160,7 +161,15 @@ def read_config(workdir: str | Path) -> dict[str, Any] | None:
 
 
 def check(workdir: str | Path, config: Any) -> None:
-    """Raises UserError if the directory belongs to a run with another config. Writes nothing."""
+    """Checks a directory before work that ends there. Writes nothing.
+
+    Raises:
+      UserError: it lies in a file, or belongs to a run with another config.
+    """
+    path = Path(workdir).absolute()
+    there = next(above for above in (path, *path.parents) if os.path.exists(above))
+    if not there.is_dir():
+        raise UserError(f"--workdir: {there} is a file; name a directory")
     old = read_config(workdir)
     found = differences(old, plain(config)) if old is not None else []
     if found:

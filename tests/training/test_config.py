@@ -106,6 +106,8 @@ def test_a_workdir_knows_its_config(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         workdir.check(tmp_path, config)
+    with pytest.raises(UserError, match=r"--workdir: .*config.json is a file; name a directory"):
+        workdir.check(tmp_path / "config.json" / "runs", config)
 
 
 def test_metrics_after_the_checkpoint_are_forgotten(tmp_path):
