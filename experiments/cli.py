@@ -130,7 +130,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise UserError(_unknown_key(argv, str(error))) from error
     except (IndexError, TypeError) as error:
         # And for a place that a list of the config, such as `phases`, does not have.
-        raise UserError(_unknown_place(argv)) from error
+        indexed = [a for a in argv if a.startswith("--") and "[" in a.partition("=")[0]]
+        if isinstance(error, IndexError) and not indexed:
+            raise  # a mistake in the config file's own code
+        raise UserError(_unknown_place(indexed)) from error
     except (OSError, ImportError) as error:
         # And for a file that is not there, where a key is given beside it.
         raise UserError(_unread("config", error)) from error
@@ -151,8 +154,9 @@ def _parse_flags_or_exit(argv: list[str]) -> list[str]:
 
 
 def _unknown_key(argv: Sequence[str], quoted: str) -> str:
-    # The key comes first, behind quotes of quotes; a guess at what was meant may follow.
-    words = re.findall(r"\w+", quoted.replace("\\n", " "))
+    # The key comes first, behind quotes of quotes or the type of what is no section. A guess at
+    # what was meant may follow.
+    words = re.findall(r"\w+", re.sub(r".*<class .*?>", "", quoted.replace("\\n", " ")))
     key = words[0] if words else quoted
     meant = re.search(r'mean "(\w+)"', quoted)
     mend = f"did you mean {meant[1]!r}?" if meant else "see the config file"
@@ -163,9 +167,8 @@ def _unknown_key(argv: Sequence[str], quoted: str) -> str:
     return f"the config has no key {key!r}; {mend}"
 
 
-def _unknown_place(argv: Sequence[str]) -> str:
-    indexed = (a for a in argv if a.startswith("--") and "[" in a.partition("=")[0])
-    where = next((f"{argument}: " for argument in indexed), "")
+def _unknown_place(indexed: Sequence[str]) -> str:
+    where = f"{indexed[0]}: " if indexed else ""
     return f"{where}the config has nothing in that place; places of a list count from [0]"
 
 

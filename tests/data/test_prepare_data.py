@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from video_files import write_video
 
 from experiments import cli, prepare_data
@@ -187,6 +189,11 @@ def get_config():
             "no key 'widht' there; did you mean 'width'?",
         ),
         ("--config=c.py --workdir=w --config.modle.width=9", 2, "has no key 'modle'"),
+        (
+            "--config=c.py --workdir=w --config.model.width.x=9",
+            2,
+            "no key 'x' there; see the config",
+        ),
         ("--config=c.py --workdir=w --config.zzz=9", 2, "no key 'zzz' there; see the config"),
         ("--config=c.py --workdir=w --config.model.width=wide", 2, "width=wide"),
         (
@@ -221,3 +228,12 @@ def test_absl_entry_points(tmp_path, arguments, code, words):
     if code:
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
+
+
+def test_a_mistake_in_the_code_of_a_config_file_keeps_its_place(tmp_path, monkeypatch):
+    flagged = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=flagged)
+    monkeypatch.setattr(flags, "FLAGS", flagged)
+    (tmp_path / "c.py").write_text("def get_config():\n    return [][3]\n")
+    with pytest.raises(IndexError, match="list index"):
+        cli.parse_flags(["main.py", f"--config={tmp_path / 'c.py'}", "--config.model.width=9"])
