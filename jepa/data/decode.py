@@ -51,8 +51,11 @@ def frame_times(record: Record, indices: np.ndarray) -> np.ndarray:
 
 
 def demand_whole(container: Any, context: Any) -> None:
-    """Make it an error that a picture is cut off; FFmpeg else fills the rest with one colour."""
-    if container.format.name.endswith("_pipe"):
+    """Make it an error that a JPEG picture is cut off, whose rest FFmpeg else fills with a colour.
+
+    Other kinds are an error as it is; what else is asked of them then, not all whole files do.
+    """
+    if container.format.name.endswith("_pipe") and context.name == "mjpeg":
         context.options = {"err_detect": "explode"}
 
 

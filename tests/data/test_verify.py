@@ -40,6 +40,26 @@ def test_truncated_pictures_are_found():
         verify(data[: len(data) // 2])
 
 
+@pytest.mark.parametrize(
+    ("form", "mode", "options", "after"),
+    [
+        ("JPEG", "RGB", {"progressive": True, "restart_marker_rows": 1}, b""),
+        ("JPEG", "CMYK", {"comment": b"of a scanner"}, b"\0\r\n\xff"),
+        ("JPEG", "L", {}, b"ftypmp42" * 99),  # as phones put a video behind
+        ("PNG", "RGBA", {}, b""),
+        ("WEBP", "RGB", {}, bytes(9)),
+        ("TIFF", "RGB", {}, b""),  # with tags of EXIF, which FFmpeg cannot all read
+    ],
+)
+def test_whole_pictures_of_unusual_kinds_are_good(form, mode, options, after):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112], exif[0x010E] = 6, "rotated"
+    noise = np.random.default_rng(0).integers(0, 256, (45, 61, 3), np.uint8)
+    Image.fromarray(noise).convert(mode).save(file, form, exif=exif, **options)
+    info = verify(file.getvalue() + after)
+    assert (info.media, info.width, info.height, info.frames) == ("image", 61, 45, 1)
+
+
 def test_a_video_of_one_frame_is_a_video(tmp_path):
     assert verify(write_video(tmp_path / "a.mp4", frames=1)).media == "video"
 
