@@ -17,7 +17,7 @@ import math
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,24 @@ class Restored:
     evaluated: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class _Best(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint of the best score, and of equal ones the earliest, as `best_step` does.
+
+    Of equal ones Orbax's own policy keeps the latest, and one that has no score if none has.
+    """
+
+    score: Callable[[Mapping[str, float] | None], float]
+
+    def should_preserve(
+        self, checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo], *, context: Any
+    ) -> list[bool]:
+        """Returns for each checkpoint whether it is kept."""
+        scores = {info.step: self.score(info.metrics) for info in checkpoints}
+        best = max(sorted(scores), key=lambda step: scores[step], default=None)
+        return [info.step == best and scores[best] > -math.inf for info in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of a run, `DIRECTORY/<step>/`."""
 
@@ -73,7 +91,8 @@ class Checkpoints:
         Args:
           directory: where checkpoints lie.
           keep_last: how many of the latest to keep.
-          keep_best_metric: name of an evaluation metric; the best checkpoint by it is kept too.
+          keep_best_metric: name of an evaluation metric; the best checkpoint by it is kept too, of
+            equal ones the earliest.
           keep_best_mode: `max` or `min`.
           writable: whether this is the run itself, which makes the directory and removes what a
             killed run left half saved. A reader must not: it may be a live save.
@@ -84,11 +103,7 @@ class Checkpoints:
         self._metric, self._sign = keep_best_metric, 1.0 if keep_best_mode == "max" else -1.0
         policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]
         if keep_best_metric is not None:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
-                )
-            )
+            policies.append(_Best(self._score))
             orbax_setup.drop_damaged_evaluations(self.directory)
         orbax_setup.write_whole_arrays()
         with disk.room_for(self.directory):

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import resource
 import subprocess
@@ -191,6 +192,17 @@ def test_the_best_is_known_and_kept_after_a_restart(tmp_path):
     last.close()
     read = [module.restore(last.directory, step, shapes(state())) for step in (2, 6)]
     assert [each.evaluated for each in read] == [True, False]
+
+
+@pytest.mark.parametrize(("scores", "kept"), [((0.2, 0.5, 0.5, 0.1), 2), ((math.nan,) * 4, None)])
+def test_of_equal_ones_the_earliest_is_the_best(tmp_path, scores, kept):
+    saved = Checkpoints(tmp_path / "checkpoints", keep_last=1, keep_best_metric="e/score")
+    for step, score in enumerate(scores, 1):
+        assert saved.is_best({"e/score": score}) == (step <= 2 and kept == 2)
+        saved.save(step, state(), {"next": step}, {}, {"e/score": score})
+    saved.wait()
+    assert (saved.steps(), saved.best_step()) == ([step for step in (kept, 4) if step], kept)
+    saved.close()
 
 
 def test_a_checkpoint_is_replaced_by_one_of_the_same_step(three):
