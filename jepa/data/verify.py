@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import av
@@ -111,7 +112,7 @@ def _decode_all(container: Any) -> VideoInfo:
     demand_whole(container, stream.codec_context)
     first = last = None
     frames = damaged = 0
-    for frame in container.decode(stream):
+    for frame in _frames(container, stream):
         if first is None:
             first = frame
         if (frame.width, frame.height) != (first.width, first.height):
@@ -140,6 +141,28 @@ def _decode_all(container: Any) -> VideoInfo:
         fps=fps,
         duration=duration,
     )
+
+
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Its frames, but of a file of a picture not what else is behind the picture.
+
+    Phones put a map of gains or a smaller picture there, other programs any bytes. Pictures of one
+    size behind each other are a video.
+    """
+    frames = container.decode(stream)
+    first = next(frames, None)
+    if first is None:
+        return
+    yield first
+    if container.format.name.endswith("_pipe"):
+        try:
+            second = next(frames, None)
+        except av.FFmpegError:
+            return
+        if second is None or (second.width, second.height) != (first.width, first.height):
+            return
+        yield second
+    yield from frames
 
 
 def _timing(container: Any, first: Any, last: Any, frames: int) -> tuple[float, float]:

@@ -46,7 +46,8 @@ def test_truncated_pictures_are_found():
         ("JPEG", "RGB", {"progressive": True, "restart_marker_rows": 1}, b""),
         ("JPEG", "CMYK", {"comment": b"of a scanner"}, b"\0\r\n\xff"),
         ("JPEG", "L", {}, b"ftypmp42" * 99),  # as phones put a video behind
-        ("PNG", "RGBA", {}, b""),
+        ("MPO", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (30, 20))]}, b""),
+        ("PNG", "RGBA", {}, b"\r\n"),
         ("WEBP", "RGB", {}, bytes(9)),
         ("TIFF", "RGB", {}, b""),  # with tags of EXIF, which FFmpeg cannot all read
     ],
