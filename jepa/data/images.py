@@ -81,12 +81,7 @@ class ImageSplit:
             self._source = builder.as_data_source(split=self.name, decoders=image)
             len(self._source)
         except Exception as error:  # TFDS raises many types for "not there" and "no such split"
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            raise UserError(
-                f"the TFDS set {self._name!r}, split {self.name!r}, cannot be read "
-                f"({type(error).__name__}: {reason}); prepare it with file_format='array_record' "
-                "and set TFDS_DATA_DIR to where it lies"
-            ) from error
+            raise unreadable(self._name, self.name, error) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_source", "_lock")}
@@ -127,6 +122,16 @@ def not_installed(name: str, error: ImportError) -> UserError:
     return UserError(
         f"data.path is '{PREFIX}{name}', which needs tensorflow-datasets ({error}); run "
         "`pip install tensorflow-datasets`"
+    )
+
+
+def unreadable(name: str, split: str, error: Exception) -> UserError:
+    """What to raise where a split of the set `name` cannot be opened."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return UserError(
+        f"the TFDS set {name!r}, split {split!r}, cannot be read ({type(error).__name__}: "
+        f"{reason}); prepare it with file_format='array_record' and set TFDS_DATA_DIR to where it "
+        "lies"
     )
 
 

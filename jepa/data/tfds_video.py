@@ -28,9 +28,9 @@ from jepa.data.images import (
     codec_of,
     not_installed,
     picture_size,
+    unreadable,
 )
 from jepa.data.schema import Record
-from jepa.errors import UserError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FORMAT = "array_record"
@@ -83,12 +83,7 @@ class TfdsVideoSplit:
         except ImportError as error:
             raise not_installed(self._name, error) from error
         except Exception as error:  # of many types, as in `images`
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            raise UserError(
-                f"the TFDS set {self._name!r}, split {self.name!r}, cannot be read from "
-                f"{self._directory} ({type(error).__name__}: {reason}); prepare it with "
-                f"file_format='{_FORMAT}'"
-            ) from error
+            raise unreadable(self._name, self.name, error) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_source", "_lock")}
@@ -180,7 +175,8 @@ def _first(features: dict[str, Any], usual: str, kind: str) -> str | None:
     found = [
         key
         for key, said in features.items()
-        if str(said.get("pythonClassName", "")).rpartition(".")[2] == kind
+        if isinstance(said, dict)
+        and str(said.get("pythonClassName", "")).rpartition(".")[2] == kind
     ]
     return usual if usual in found else next(iter(found), None)
 
