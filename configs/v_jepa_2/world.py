@@ -8,8 +8,8 @@ moving average that forgets faster, one phase, and the masks.
 
 The encoder sees a moment, all of the first or of the last tubelet, and the rest of the clip is
 predicted. What stands still can be copied from there; where a body will be or has been has to be
-told from its motion within the moment, and by the encoder's tokens, for the predictor has one layer.
-The paper's tubes (`"--config.data.masks={'sampler':'tubes'}"`) hide a body's whole way, or show it;
+told from its motion within the moment, and by the encoder, for the predictor has one layer. The
+paper's tubes (`"--config.data.masks={'sampler':'tubes'}"`) hide a body's whole way, or show it;
 docs/results.md has both.
 
 No absolute positions, unlike in configs/vl_jepa/quickstart.py: most of a clip stands still, and
