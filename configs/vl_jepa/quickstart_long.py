@@ -21,7 +21,7 @@ from jepa.errors import UserError
 
 # Steps of each training, so that those of `random_frozen`, those of `joint`, and those of the two
 # phases with the pretraining's (`train.steps` of configs/v_jepa_2/world.py) take equally long,
-# within a tenth; docs/results.md has the seconds.
+# within 6 % of their mean; docs/results.md has the seconds.
 STEPS = {"frozen": 400, "unfrozen": 120, "random_frozen": 2000, "joint": 880}
 COMPARISONS = ("random_frozen", "joint")
 
