@@ -79,5 +79,6 @@ def get_config() -> ConfigDict:
 
     config.probe = default_probe()
     # `first` is rare elsewhere; clips of a group of this split differ in nothing but the answer.
+    # The mean over tokens, the default, tells `direction`; for `first` set `pooling` to "all".
     config.probe.update(labels=("direction", "first"), test_split="hard", train_labels=500)
     return config
